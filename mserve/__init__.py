@@ -1,0 +1,47 @@
+"""mserve: take a trained model to production.
+
+    mserve.export(model_or_path, base_path, version=step)    write a version
+    mserve.load(bundle).run({"x": array})                    answer from it
+
+Nothing heavy is imported until one of them is called.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import os
+
+    from .exporters.pipeline import Export
+    from .loader.servable import Servable
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "export", "load"]
+
+
+def export(source: Any, base_path: str | os.PathLike[str], **options: Any) -> Export:
+    """Export a model as a new, immutable version of `base_path`.
+
+    `source` is the path of an ONNX file or an `onnx.ModelProto`. Keywords: `version` (a
+    number, "auto" or "time"; training jobs pass their global step), `name`,
+    `signatures` (by name, or the path of a TOML file), `assets` (paths), `golden` (a
+    number of rows, an npz path, or arrays by input name), `meta` (text by key),
+    `shard_bytes`. Returns the published version's path, number and metagraph.
+
+    Raises mserve.errors.MserveError subclasses; nothing is published then.
+    """
+    from .exporters.pipeline import Options
+    from .exporters.pipeline import export as run
+
+    return run(source, base_path, Options(**options))
+
+
+def load(bundle: str | os.PathLike[str]) -> Servable:
+    """Load a version directory, or the newest version of a base path, for `run(inputs)`.
+
+    Raises a BundleError when the bundle is bad.
+    """
+    from .loader.servable import load as open_servable
+
+    return open_servable(bundle)

@@ -1,0 +1,42 @@
+"""Valid inputs made up from a signature: for warm-up, for `--golden N`, for bench, for a first request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .tensors import DTYPES, Array, Signature, TensorSpec
+
+_WORDS = ("a", "b", "c", "d", "e", "f", "g", "h")
+
+
+def generate(signature: Signature, rows: int = 1, seed: int = 0, free: int = 32) -> dict[str, Array]:
+    """Arrays that fit a signature: `rows` along the batch axis, `free` for every other open size.
+
+    Floats lie in [0, 1), integers are 0 or 1 (the only indices every table has), strings
+    are single letters. The same arguments always give the same arrays.
+    """
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    batched = signature.batch_axis is not None
+    return {
+        alias: _fill(spec, _sizes(spec, rows if batched else free, free), rng)
+        for alias, spec in signature.inputs.items()
+    }
+
+
+def _sizes(spec: TensorSpec, first: int, free: int) -> tuple[int, ...]:
+    shape = (first,) if spec.shape is None else spec.shape
+    return tuple(d if isinstance(d, int) else (first if i == 0 else free) for i, d in enumerate(shape))
+
+
+def _fill(spec: TensorSpec, sizes: tuple[int, ...], rng: Any) -> Array:
+    import numpy as np
+
+    kind = DTYPES[spec.dtype].to_numpy()
+    if spec.dtype == "string":
+        words: Array = np.array(_WORDS, dtype=object)
+        return words[rng.integers(0, len(_WORDS), sizes)]
+    if kind.kind in "biu":
+        return np.asarray(rng.integers(0, 2, sizes)).astype(kind)
+    return np.asarray(rng.random(sizes)).astype(kind)

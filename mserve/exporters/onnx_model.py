@@ -1,0 +1,347 @@
+"""An ONNX model, from a file or in memory, taken apart into a graph and its tensors.
+
+Large constants leave the graph: initializers of the main graph, and the values of its
+Constant nodes, become tensors to store in shards. What stays inline: strings, small
+tensors, and the constants of subgraphs and functions, which ONNX Runtime cannot read
+from a shard. Initializers that old models list as inputs are taken off that list, since
+ONNX Runtime never prepares a weight that a request could replace.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+from ..format.metagraph import PREFIX
+from ..format.shards import Tensor, chunked
+from ..tensors import BY_ONNX
+from ..wire import protobuf
+
+if TYPE_CHECKING:
+    import onnx
+
+INLINE_BYTES = 4096
+MAX_PROTO_BYTES = 2**31 - 1
+
+
+@dataclass(slots=True)
+class Source:
+    """A model taken apart. `graph` refers to `tensors` by name; `origin` is for provenance."""
+
+    graph: onnx.ModelProto
+    tensors: list[Tensor]
+    origin: dict[str, str]
+    name: str
+
+
+def read(source: Any) -> Source:
+    """Take an ONNX file or an `onnx.ModelProto` apart.
+
+    Raises InputError: not an ONNX file, truncated, too large, invalid graph, missing or
+    short external data, a dtype that cannot be served.
+    """
+    import onnx
+
+    if isinstance(source, onnx.ModelProto):
+        model = onnx.ModelProto()
+        model.CopyFrom(source)
+        origin: dict[str, str] = {"kind": "onnx"}
+        directory, where, name = None, "the model object", ""
+    else:
+        path = Path(source)
+        data = _read_file(path)
+        model = _parse(data, path)
+        origin = {"kind": "onnx", "file": path.name, "sha256": hashlib.sha256(data).hexdigest()}
+        directory, where, name = path.parent, str(path), path.stem
+    tensors = _take_apart(model, directory, where)
+    _check(model, tensors, where)
+    return Source(model, tensors, origin, name)
+
+
+def _read_file(path: Path) -> bytes:
+    if path.is_dir():
+        raise InputError(
+            "the source is a directory",
+            where=path,
+            expected="an ONNX file",
+            hint="give the .onnx file itself; convert other formats to ONNX first",
+        )
+    try:
+        if path.stat().st_size > MAX_PROTO_BYTES:
+            raise InputError(
+                "the ONNX file is over 2 GiB, which no ONNX reader accepts",
+                where=path,
+                found=f"{path.stat().st_size} bytes",
+                hint="save it with external data: onnx.save(model, path, save_as_external_data=True)",
+            )
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError("cannot read the source", where=path, found=error.strerror or error) from error
+
+
+_MAGIC = {
+    b"PK\x03\x04": "a zip archive (PyTorch, Keras or npz?)",
+    b"\x89HDF": "an HDF5 file (Keras?)",
+    b"\x80\x04": "a pickle",
+    b"\x80\x02": "a pickle",
+}
+
+
+def _parse(data: bytes, path: Path) -> onnx.ModelProto:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    magic = next((text for start, text in _MAGIC.items() if data.startswith(start)), "")
+    hint = "mserve export reads ONNX; convert the model first" if magic else ""
+    seen: set[int] = set()
+    try:
+        for record in protobuf.fields(data):
+            seen.add(record.number)
+    except protobuf.Malformed as error:
+        what = "the ONNX file is truncated" if 1 in seen and not magic else "not an ONNX file"
+        raise InputError(
+            what,
+            where=path,
+            expected="a whole ONNX ModelProto",
+            found=magic or f"{len(data)} bytes; {error}",
+            hint=hint or "copy or save the model again",
+        ) from error
+    if 7 not in seen or 8 not in seen:
+        found = magic or ("an empty file" if not data else "a message without graph and opset")
+        raise InputError(
+            "not an ONNX file", where=path, expected="an ONNX ModelProto", found=found, hint=hint
+        )
+    try:
+        return onnx.ModelProto.FromString(data)
+    except DecodeError as error:
+        raise InputError("not an ONNX file", where=path, found=error) from error
+
+
+def _take_apart(model: onnx.ModelProto, directory: Path | None, where: str) -> list[Tensor]:
+    graph = model.graph
+    _drop_own_metadata(model)
+    for tensor in _inner_tensors(model):
+        _make_inline(tensor, directory, where)
+    _hoist_constants(graph)
+    names = {t.name for t in graph.initializer}
+    if any(v.name in names for v in graph.input):
+        kept = [v for v in graph.input if v.name not in names]
+        del graph.input[:]
+        graph.input.extend(kept)
+    model.ir_version = max(model.ir_version, 4)  # before 4, every initializer had to be an input
+    tensors = [t for proto in graph.initializer if (t := _externalise(proto, directory, where))]
+    if len({t.name for t in tensors}) != len(tensors):
+        raise InputError("two initializers have one name", where=where)
+    return tensors
+
+
+def _drop_own_metadata(model: onnx.ModelProto) -> None:
+    """A bundle's `export.meta` is an ONNX file too; what mserve had added to it does not travel."""
+    kept = [p for p in model.metadata_props if not p.key.startswith(PREFIX)]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    for tensor in model.graph.initializer:
+        del tensor.metadata_props[:]
+
+
+def _inner_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor that is not an initializer of the main graph."""
+    for sparse in model.graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for node in model.graph.node:
+        yield from _node_tensors(node)
+    for function in model.functions:
+        for node in function.node:
+            yield from _node_tensors(node)
+
+
+def _node_tensors(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
+    for attribute in node.attribute:
+        if attribute.HasField("t"):
+            yield attribute.t
+        yield from attribute.tensors
+        for sparse in [attribute.sparse_tensor, *attribute.sparse_tensors]:
+            yield from (sparse.values, sparse.indices)
+        for graph in [attribute.g, *attribute.graphs]:
+            yield from graph.initializer
+            for inner in graph.node:
+                yield from _node_tensors(inner)
+
+
+def _hoist_constants(graph: onnx.GraphProto) -> None:
+    """Turn the large Constant nodes of the main graph into initializers of the same name."""
+    kept = []
+    for node in graph.node:
+        value = next((a.t for a in node.attribute if a.name == "value" and a.HasField("t")), None)
+        if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or value is None:
+            kept.append(node)
+        elif value.ByteSize() < INLINE_BYTES:
+            kept.append(node)
+        else:
+            value.name = node.output[0]
+            graph.initializer.append(value)
+    if len(kept) != len(graph.node):
+        copies = [_copy(node) for node in kept]
+        del graph.node[:]
+        graph.node.extend(copies)
+
+
+def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
+    import onnx
+
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    return copy
+
+
+def _externalise(proto: onnx.TensorProto, directory: Path | None, where: str) -> Tensor | None:
+    """Empty a large initializer and return its bytes as a tensor to store; None if it stays inline."""
+    dtype = BY_ONNX.get(proto.data_type)
+    if dtype is None:
+        raise InputError(
+            "a weight has a dtype that cannot be served",
+            where=f"{where}: {proto.name}",
+            expected=", ".join(d.name for d in BY_ONNX.values()),
+            found=_type_name(proto.data_type),
+        )
+    shape = tuple(proto.dims)
+    size = dtype.byte_size(_elements(proto, where))
+    if dtype.bits == 0 or size < INLINE_BYTES:
+        _make_inline(proto, directory, where)
+        return None
+    data = _bytes_of(proto, size, directory, where)
+    _clear_data(proto)
+    return Tensor(proto.name, dtype.name, shape, lambda: chunked(data))
+
+
+def _elements(proto: onnx.TensorProto, where: str) -> int:
+    count = 1
+    for dim in proto.dims:
+        if dim < 0:
+            raise InputError(
+                "a weight has a negative size", where=f"{where}: {proto.name}", found=list(proto.dims)
+            )
+        count *= dim
+    return count
+
+
+def _bytes_of(proto: onnx.TensorProto, size: int, directory: Path | None, where: str) -> Any:
+    """The little-endian bytes of a tensor: its own, a view of its external file, or converted."""
+    from onnx import TensorProto, numpy_helper
+
+    if proto.data_location == TensorProto.EXTERNAL:
+        return _external(proto, size, directory, where)
+    data = proto.raw_data
+    if not data:
+        try:
+            data = numpy_helper.from_array(numpy_helper.to_array(proto)).raw_data
+        except ValueError as error:
+            raise InputError("a weight is malformed", where=f"{where}: {proto.name}", found=error) from error
+    if len(data) != size:
+        raise InputError(
+            "a weight has the wrong number of bytes",
+            where=f"{where}: {proto.name}",
+            expected=f"{size} bytes for shape {list(proto.dims)}",
+            found=f"{len(data)} bytes",
+        )
+    return data
+
+
+def _external(proto: onnx.TensorProto, size: int, directory: Path | None, where: str) -> memoryview:
+    """A view of a tensor's bytes in the source's external data file."""
+    entries = {e.key: e.value for e in proto.external_data}
+    tensor = f"{where}: {proto.name}"
+    if directory is None:
+        raise InputError(
+            "a weight lies in another file",
+            where=tensor,
+            hint="export from the path of the .onnx file, so that its data can be found",
+        )
+    location = entries.get("location", "")
+    path = (directory / location).absolute()
+    if not location or Path(location).is_absolute() or ".." in Path(location).parts:
+        raise InputError(
+            "external data lies outside the model's directory", where=tensor, found=repr(location)
+        )
+    try:
+        offset, length = int(entries.get("offset") or 0), int(entries.get("length") or size)
+        with path.open("rb") as file:
+            available = path.stat().st_size
+            if offset < 0 or length != size or offset + size > available:
+                raise InputError(
+                    "external data is short or has the wrong length",
+                    where=f"{tensor} in {path}",
+                    expected=f"{size} bytes at byte {offset}",
+                    found=f"length {length}, file of {available} bytes",
+                )
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise InputError(
+            "external data is missing",
+            where=tensor,
+            expected=f"{size} bytes in {path}",
+            found=error.strerror or error,
+            hint="copy the data file beside the .onnx file",
+        ) from error
+    except ValueError as error:
+        raise InputError("external data is malformed", where=tensor, found=entries) from error
+    return memoryview(mapped)[offset : offset + size]
+
+
+def _make_inline(proto: onnx.TensorProto, directory: Path | None, where: str) -> None:
+    """Bring a tensor that lies in an external file into the graph."""
+    from onnx import TensorProto
+
+    dtype = BY_ONNX.get(proto.data_type)
+    if proto.data_location != TensorProto.EXTERNAL or dtype is None:
+        return
+    data = bytes(_external(proto, dtype.byte_size(_elements(proto, where)), directory, where))
+    _clear_data(proto)
+    proto.raw_data = data
+
+
+def _clear_data(proto: onnx.TensorProto) -> None:
+    for field in (
+        "raw_data float_data int32_data int64_data double_data uint64_data external_data data_location"
+    ).split():
+        proto.ClearField(field)  # type: ignore[arg-type]
+
+
+def _type_name(number: int) -> str:
+    import onnx
+
+    try:
+        return onnx.TensorProto.DataType.Name(number).lower()  # type: ignore[arg-type]
+    except ValueError:
+        return f"type {number}"
+
+
+def _check(model: onnx.ModelProto, tensors: list[Tensor], where: str) -> None:
+    """onnx.checker over the graph, with the stored tensors standing in as inputs."""
+    import onnx
+
+    stored = {t.name: t for t in tensors}
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    kept = [t for t in probe.graph.initializer if t.name not in stored]
+    del probe.graph.initializer[:]
+    probe.graph.initializer.extend(kept)
+    for proto in model.graph.initializer:
+        if proto.name in stored:
+            probe.graph.input.append(
+                onnx.helper.make_tensor_value_info(proto.name, proto.data_type, list(proto.dims))
+            )
+    try:
+        onnx.checker.check_model(probe)
+    except Exception as error:  # the checker raises its own C++ exceptions
+        raise InputError(
+            "the graph is not valid ONNX",
+            where=where,
+            found=" ".join(str(error).split())[:500],
+            hint="mend the converter that made it; onnx.checker.check_model reports the same",
+        ) from error

@@ -1,0 +1,232 @@
+"""Export: a trained model becomes one published version of a base path.
+
+The steps, in order: take the source apart; stage a temporary directory; write the
+shards; load the staged files with the runtime that will serve them; settle the
+signatures by running them; record golden samples; write and seal `export.meta`;
+publish by one rename. An error at any step leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError, UsageError
+from ..examples import generate
+from ..format import GOLDEN_FILE, META_FILE, FileRecord, MetaGraph
+from ..format import golden as golden_file
+from ..format.golden import Golden
+from ..format.graph import DIGEST_KEY
+from ..format.layout import MAX_VERSION
+from ..format.metagraph import parse, seal
+from ..format.shards import DEFAULT_SHARD_BYTES, Placed
+from ..format.writer import Staging, stage
+from ..numerics import compare
+from ..runtime.ort import Session, map_file, session_from
+from ..tensors import DEFAULT_SIGNATURE, Array, Signature, check_inputs
+from . import onnx_model, signatures
+
+if TYPE_CHECKING:
+    import onnx
+
+DEFAULT_GOLDEN_ROWS = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to export; the command line's flags and `mserve.export`'s keywords.
+
+    `version` is a number, "auto" (the next) or "time" (the Unix time). `golden` is a
+    number of rows to draw, or arrays by input alias for the default signature; None
+    draws one row where the model runs on made-up inputs.
+    """
+
+    version: int | str = "auto"
+    name: str = ""
+    signatures: Mapping[str, Signature] | Path | None = None
+    assets: Sequence[str | os.PathLike[str]] = ()
+    golden: int | Path | Mapping[str, Array] | None = None
+    meta: Mapping[str, str] = field(default_factory=dict)
+    shard_bytes: int = DEFAULT_SHARD_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """What was published. `notes` are sentences that the user should read."""
+
+    path: Path
+    version: int
+    metagraph: MetaGraph
+    byte_size: int
+    notes: tuple[str, ...]
+
+
+def export(source: Any, base_path: str | os.PathLike[str], options: Options) -> Export:
+    """Export an ONNX file or `onnx.ModelProto` as a new version of `base_path`.
+
+    Raises InputError (bad source), UsageError (bad options, version exists),
+    EnvironmentProblem (cannot write, disk full) or ModelRefused (ONNX Runtime).
+    """
+    version = parse_version(options.version)
+    base = Path(base_path)
+    assets = _asset_names(options.assets)
+    parts = onnx_model.read(source)
+    with stage(base, version) as staging:
+        shards, placed = staging.write_shards(parts.tensors, options.shard_bytes)
+        _refer(parts.graph, placed)
+        session = _open(parts.graph, staging, shards)
+        run = _runner(session)
+        chosen, free, notes = _signatures(parts.graph, options.signatures, run, str(source)[:200])
+        samples, note = _golden(options.golden, chosen, free, run)
+        notes += [note] if note else []
+        metagraph = MetaGraph(
+            name=options.name,
+            signatures=chosen,
+            shards=shards,
+            assets=tuple(staging.add_file(path, name) for name, path in sorted(assets.items())),
+            golden=staging.add_file(golden_file.pack(samples), GOLDEN_FILE) if samples else None,
+            provenance=_provenance(parts.origin, options.meta),
+        )
+        meta = _serialise(parts.graph, metagraph)
+        staging.add_file(meta, META_FILE)
+        target = staging.publish(version)
+    size = len(meta) + sum(record.size for record in metagraph.files())
+    return Export(target, int(target.name), parse(meta, target / META_FILE), size, tuple(notes))
+
+
+def parse_version(version: int | str) -> int | None:
+    """The number for --version N, "time" or "auto" (None). Raises UsageError."""
+    if version == "auto":
+        return None
+    if version == "time":
+        return int(time.time())
+    if isinstance(version, bool) or not str(version).isascii() or not str(version).isdigit():
+        raise UsageError("bad version", expected='a number, "auto" or "time"', found=version)
+    number = int(version)
+    if number > MAX_VERSION:
+        raise UsageError("bad version", expected=f"at most {MAX_VERSION}", found=number)
+    return number
+
+
+def _asset_names(assets: Sequence[str | os.PathLike[str]]) -> dict[str, Path]:
+    """Where each asset goes: `assets/<name>`. An asset is PATH or PATH=NAME."""
+    named: dict[str, Path] = {}
+    for asset in assets:
+        text, _, name = os.fspath(asset).partition("=")
+        path = Path(text)
+        target = f"assets/{name or path.name}"
+        if not path.is_file():
+            raise UsageError("an asset is not a file", where=path)
+        if target in named or target.startswith("assets/mserve/"):
+            reason = "the name is taken" if target in named else "the name is reserved"
+            raise UsageError("an asset cannot be stored", where=path, found=f"{target}: {reason}")
+        named[target] = path
+    return named
+
+
+def _refer(model: onnx.ModelProto, placed: Mapping[str, Placed]) -> None:
+    """Make the graph's initializers point to where their bytes lie."""
+    from onnx import TensorProto
+
+    for proto in model.graph.initializer:
+        if (place := placed.get(proto.name)) is None:
+            continue
+        proto.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", place.shard), ("offset", place.offset), ("length", place.length)):
+            proto.external_data.add(key=key, value=str(value))
+        proto.metadata_props.add(key=DIGEST_KEY, value=place.sha256)
+
+
+def _open(model: onnx.ModelProto, staging: Staging, shards: Sequence[FileRecord]) -> Session:
+    buffers = {r.name: map_file(staging.path / r.name, r.size, private=False) for r in shards}
+    return session_from(model.SerializeToString(), staging.path, buffers, private=False)
+
+
+def _runner(session: Session) -> signatures.Run:
+    def run(signature: Signature, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        feeds = {spec.name: inputs[alias] for alias, spec in signature.inputs.items()}
+        outputs = session.run([spec.name for spec in signature.outputs.values()], feeds)
+        return dict(zip(signature.outputs, outputs, strict=True))
+
+    return run
+
+
+def _signatures(
+    model: onnx.ModelProto, given: Mapping[str, Signature] | Path | None, run: signatures.Run, where: str
+) -> tuple[dict[str, Signature], int | None, list[str]]:
+    if given is None:
+        proposed = {DEFAULT_SIGNATURE: signatures.derive(model.graph, where)}
+    elif isinstance(given, Mapping):
+        proposed = dict(given)
+    else:
+        proposed = signatures.read_toml(given, model.graph)
+    chosen, size, notes = {}, None, []
+    for name, signature in proposed.items():
+        if signature.batch_axis is None:
+            chosen[name], size, note = signatures.settle_batch_axis(signature, run)
+            notes += [f"{name}: {note}"] if note else []
+        else:
+            chosen[name] = signatures.with_batch_axis(signature)
+    return chosen, size, notes
+
+
+def _golden(
+    golden: int | Path | Mapping[str, Array] | None,
+    chosen: Mapping[str, Signature],
+    free: int | None,
+    run: signatures.Run,
+) -> tuple[dict[str, Golden], str]:
+    """Record outputs for given or drawn inputs; an unsteady model (random operators) records none."""
+    name = DEFAULT_SIGNATURE if DEFAULT_SIGNATURE in chosen else next(iter(chosen))
+    signature = chosen[name]
+    if isinstance(golden, int):
+        if golden <= 0:
+            return {}, ""
+        inputs = generate(signature, golden, free=free or signatures.FREE_SIZES[0])
+    elif golden is None:
+        if free is None:
+            return {}, ""
+        inputs = generate(signature, DEFAULT_GOLDEN_ROWS, free=free)
+    else:
+        given = dict(golden) if isinstance(golden, Mapping) else golden_file.read_npz(golden)
+        inputs = {a: x.astype(object) if x.dtype.kind in "UST" else x for a, x in given.items()}
+    try:
+        check_inputs(signature, inputs)
+        first, second = run(signature, inputs), run(signature, inputs)
+    except Exception as error:
+        raise InputError(
+            "the golden inputs do not fit the model", where=f"signature {name}", found=error
+        ) from error
+    if not all(compare(first[a], second[a], 0, 0).equal for a in first):
+        return {}, "two runs of the same inputs differ: no golden samples recorded"
+    return {name: Golden(inputs, first)}, ""
+
+
+def _provenance(origin: Mapping[str, str], meta: Mapping[str, str]) -> dict[str, Any]:
+    """Who wrote the bundle, from what. A time stands in it only if asked for: same input, same bytes."""
+    import onnx
+    import onnxruntime
+
+    from .. import __version__
+
+    facts: dict[str, Any] = {
+        "creator": f"mserve {__version__}",
+        "source": dict(origin),
+        "versions": {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
+    }
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
+    if epoch.isascii() and epoch.isdigit():
+        facts["created"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(int(epoch)))
+    if meta:
+        facts["meta"] = dict(meta)
+    return facts
+
+
+def _serialise(model: onnx.ModelProto, metagraph: MetaGraph) -> bytes:
+    for key, value in metagraph.props().items():
+        model.metadata_props.add(key=key, value=value)
+    return seal(model.SerializeToString(deterministic=True))

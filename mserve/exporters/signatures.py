@@ -1,0 +1,229 @@
+"""Signatures: derived from a graph's inputs and outputs, or read from `--signatures F.toml`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tomli
+
+from ..errors import InputError, MserveError, UsageError
+from ..examples import generate
+from ..numerics import compare
+from ..tensors import ANY_DIM, BY_ONNX, DEFAULT_SIGNATURE, METHODS, Array, Dim, Signature, TensorSpec
+
+if TYPE_CHECKING:
+    import onnx
+
+Run = Callable[[Signature, Mapping[str, Array]], dict[str, Array]]
+
+# Sizes to try for dimensions that the graph leaves open: image models want a multiple
+# of 32, sequence models take most sizes, some want 1.
+FREE_SIZES = (32, 64, 1, 8, 128, 224)
+PROBE_ROWS = 3
+LOOSE = 0.05
+
+
+def derive(graph: onnx.GraphProto, where: object) -> Signature:
+    """The `predict` signature of all inputs and outputs of a graph, batch axis not yet known.
+
+    Outputs that are not tensors (the maps that some converters add) are left out. Raises
+    InputError when an input is not a tensor, or no output is.
+    """
+    inputs = [_spec(v, where) for v in graph.input]
+    outputs = [_spec(v, where) for v in graph.output if v.type.HasField("tensor_type")]
+    if not outputs:
+        raise InputError(
+            "no output of the graph is a tensor",
+            where=where,
+            found=", ".join(f"{v.name}: {v.type.WhichOneof('value')}" for v in graph.output) or "no outputs",
+            hint="scikit-learn converters: pass options={'zipmap': False}",
+        )
+    return Signature(
+        "predict",
+        dict(zip(aliases([s.name for s in inputs]), inputs, strict=True)),
+        dict(zip(aliases([s.name for s in outputs]), outputs, strict=True)),
+    )
+
+
+def _spec(value: onnx.ValueInfoProto, where: object) -> TensorSpec:
+    tensor = value.type.tensor_type
+    dtype = BY_ONNX.get(tensor.elem_type)
+    if not value.type.HasField("tensor_type") or dtype is None:
+        raise InputError(
+            "an input or output of the graph cannot be served",
+            where=f"{where}: {value.name}",
+            expected="a tensor of a known dtype",
+            found=value.type.WhichOneof("value") or "no type",
+        )
+    if not tensor.HasField("shape"):
+        return TensorSpec(value.name, dtype.name, None)
+    return TensorSpec(value.name, dtype.name, tuple(_dim(d) for d in tensor.shape.dim))
+
+
+def _dim(dim: Any) -> Dim:
+    if dim.HasField("dim_value") and dim.dim_value >= 0:
+        return int(dim.dim_value)
+    return str(dim.dim_param) or ANY_DIM
+
+
+def aliases(names: list[str]) -> list[str]:
+    """Names as a person would write them, one for each tensor name and all different.
+
+    TensorFlow's `serving_default_x:0` becomes `x`; `Call:1` beside `Call:2` becomes
+    `Call_1`; characters that are awkward in URLs and shells become underscores.
+    """
+    stems = [re.sub(r":\d+$", "", name) for name in names]
+    cleaned = []
+    for name, stem in zip(names, stems, strict=True):
+        short = stem if stems.count(stem) == 1 else name
+        short = re.sub(r"[^A-Za-z0-9_.-]+", "_", short.removeprefix("serving_default_")).strip("_")
+        cleaned.append(short or name)
+    return [c if cleaned.count(c) == 1 else n for c, n in zip(cleaned, names, strict=True)]
+
+
+def may_batch(signature: Signature) -> bool:
+    """Whether the shapes allow a batch axis: axis 0 is open in every input and every output."""
+    inputs = [s.shape for s in signature.inputs.values()]
+    outputs = [s.shape for s in signature.outputs.values()]
+    if not inputs or not all(shape and isinstance(shape[0], str) for shape in inputs):
+        return False
+    return all(shape is None or (shape and isinstance(shape[0], str)) for shape in outputs)
+
+
+def settle_batch_axis(signature: Signature, run: Run) -> tuple[Signature, int | None, str]:
+    """Find out by running the model whether the rows of axis 0 are independent.
+
+    Returns the signature with its batch axis, the size that open dimensions took in a
+    run that succeeded (None if none did), and a sentence for the user when the batch
+    axis had to be left out.
+    """
+    if not may_batch(signature):
+        size, _ = _first_run(signature, run, 1)
+        return signature, size, "" if size is not None else _CANNOT_RUN
+    batched = with_batch_axis(signature)
+    size, together = _first_run(batched, run, PROBE_ROWS)
+    if size is None:
+        size, _ = _first_run(signature, run, 1)
+        return signature, size, _CANNOT_RUN if size is None else "axis 0 is not a batch axis"
+    culprit = _dependent_output(batched, run, size, together)
+    if culprit:
+        return signature, size, f"rows are not independent in output {culprit!r}: requests run alone"
+    return batched, size, ""
+
+
+def _dependent_output(signature: Signature, run: Run, size: int, together: Mapping[str, Array]) -> str:
+    """The output in which a row depends on its neighbours or on their number, or "".
+
+    Neighbours are exchanged at a fixed batch size, where the same kernels run and an
+    independent row keeps its value. Against a row alone the comparison is loose: other
+    kernels round otherwise, and made-up inputs can magnify that a thousandfold.
+    """
+    rows = generate(signature, PROBE_ROWS, free=size)
+    others = generate(signature, PROBE_ROWS, seed=1, free=size)
+    for row in range(PROBE_ROWS):
+        mixed = {a: others[a].copy() for a in others}
+        for alias, array in rows.items():
+            mixed[alias][row] = array[row]
+        exchanged = _try(signature, run, mixed)
+        alone = _try(signature, run, {a: x[row : row + 1] for a, x in rows.items()})
+        for alias, output in together.items():
+            if exchanged is None or alone is None or output.ndim == 0 or len(output) != PROBE_ROWS:
+                return alias
+            here = output[row : row + 1]
+            scale = float(abs(here).max()) if here.size and here.dtype.kind == "f" else 0.0
+            if not compare(here, exchanged[alias][row : row + 1]).equal:
+                return alias
+            if not compare(here, alone[alias], LOOSE, LOOSE * scale).equal:
+                return alias
+    return ""
+
+
+_CANNOT_RUN = (
+    "the model did not run on made-up inputs, so its rows are not known to be independent: "
+    "requests run alone; give real inputs with --golden F.npz"
+)
+
+
+def with_batch_axis(signature: Signature) -> Signature:
+    """The signature with batch axis 0, and that axis called "batch" everywhere."""
+
+    def rename(spec: TensorSpec) -> TensorSpec:
+        return TensorSpec(spec.name, spec.dtype, ("batch", *spec.shape[1:]) if spec.shape else spec.shape)
+
+    return Signature(
+        signature.method,
+        {a: rename(s) for a, s in signature.inputs.items()},
+        {a: rename(s) for a, s in signature.outputs.items()},
+        0,
+    )
+
+
+def _first_run(signature: Signature, run: Run, rows: int) -> tuple[int | None, dict[str, Array]]:
+    for size in FREE_SIZES:
+        outputs = _try(signature, run, generate(signature, rows, free=size))
+        if outputs is not None:
+            return size, outputs
+    return None, {}
+
+
+def _try(signature: Signature, run: Run, inputs: Mapping[str, Array]) -> dict[str, Array] | None:
+    try:
+        return run(signature, inputs)
+    except MserveError:
+        return None
+
+
+def read_toml(path: Path, graph: onnx.GraphProto) -> dict[str, Signature]:
+    """The signatures of a TOML file over the tensors of `graph`.
+
+    Raises UsageError naming the table and key that is wrong, and the nearest right one.
+    """
+    try:
+        tables = tomli.loads(path.read_text()).get("signatures")
+    except (OSError, tomli.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError("cannot read the signatures file", where=path, found=error) from error
+    if not isinstance(tables, dict) or not tables:
+        raise UsageError("no signatures", where=path, expected="[signatures.serving_default]")
+    derived = derive(graph, path)
+    known = {s.name: s for s in (*derived.inputs.values(), *derived.outputs.values())}
+    return {name: _from_table(table, known, f"{path}: signatures.{name}") for name, table in tables.items()}
+
+
+def _from_table(table: Any, known: Mapping[str, TensorSpec], where: str) -> Signature:
+    keys = ("method", "batch_axis", "inputs", "outputs")
+    if not isinstance(table, dict):
+        raise UsageError("a signature is not a table", where=where)
+    _only(table, keys, where)
+    method = table.get("method", "predict")
+    if method not in METHODS:
+        raise UsageError("unknown method", where=where, expected=", ".join(METHODS), found=method)
+    axis = table.get("batch_axis")
+    if axis not in (None, 0) or isinstance(axis, bool):
+        raise UsageError("bad batch_axis", where=where, expected="0, or leave it out", found=axis)
+    sides = []
+    for side in ("inputs", "outputs"):
+        ports = {}
+        for alias, port in table.get(side, {}).items():
+            at = f"{where}.{side}.{alias}"
+            if not isinstance(port, dict):
+                raise UsageError("a port is not a table", where=at, expected='{ tensor = "name" }')
+            _only(port, ("tensor",), at)
+            tensor = port.get("tensor", alias)
+            if tensor not in known:
+                raise UsageError(
+                    "no such tensor in the graph", where=at, expected=", ".join(known), found=tensor
+                )
+            ports[alias] = known[tensor]
+        sides.append(ports)
+    if not sides[1]:
+        raise UsageError("a signature needs outputs", where=where)
+    return Signature(method, sides[0], sides[1], axis)
+
+
+def _only(table: Mapping[str, Any], allowed: Iterable[str], where: str) -> None:
+    for key in table:
+        if key not in allowed:
+            raise UsageError("unknown key", where=where, expected=", ".join(allowed), found=key)

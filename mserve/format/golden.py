@@ -1,0 +1,101 @@
+"""Golden samples: recorded inputs and the outputs that the exported model gave for them.
+
+They lie in `assets/mserve/golden.npz`, a plain numpy archive without pickles, under
+`<signature>/inputs/<alias>` and `<signature>/outputs/<alias>`. Strings are stored as
+numpy's unicode arrays. They are what `validate` proves a version with, and what warms
+it up before it answers anyone.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError, MetaGraphMalformed
+from ..tensors import DTYPES, Array, Signature, dtype_of
+
+SIDES = ("inputs", "outputs")
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """One signature's recorded inputs and outputs, by alias."""
+
+    inputs: Mapping[str, Array]
+    outputs: Mapping[str, Array]
+
+
+def pack(samples: Mapping[str, Golden]) -> bytes:
+    """The bytes of a golden file; the same samples always give the same bytes."""
+    import numpy as np
+
+    arrays = {
+        f"{name}/{side}/{alias}": _storable(array)
+        for name, golden in samples.items()
+        for side, ports in zip(SIDES, (golden.inputs, golden.outputs), strict=True)
+        for alias, array in ports.items()
+    }
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def _storable(array: Array) -> Array:
+    """numpy's archive has no word for text objects; they become unicode arrays."""
+    return array.astype(str) if dtype_of(array) == "string" else array
+
+
+def unpack(path: Path, signatures: Mapping[str, Signature]) -> dict[str, Golden]:
+    """Read a golden file for the given signatures. Raises MetaGraphMalformed when it does not fit them."""
+    arrays = read_npz(path)
+    samples = {}
+    for name, signature in signatures.items():
+        sides = []
+        for side, ports in zip(SIDES, (signature.inputs, signature.outputs), strict=True):
+            found = {alias: f"{name}/{side}/{alias}" for alias in ports}
+            if any(key not in arrays for key in found.values()):
+                break
+            sides.append({a: _restored(arrays[key], ports[a].dtype) for a, key in found.items()})
+        if len(sides) == len(SIDES):
+            samples[name] = Golden(*sides)
+    if not samples:
+        raise MetaGraphMalformed("the golden samples fit no signature", where=path, found=", ".join(arrays))
+    return samples
+
+
+def _restored(array: Array, dtype: str) -> Array:
+    kind = DTYPES[dtype].to_numpy()
+    if dtype == "string":
+        return array.astype(object)
+    if array.dtype.kind == "V" and array.dtype.itemsize == kind.itemsize:
+        return array.view(kind)
+    return array
+
+
+def read_npz(path: Path) -> dict[str, Array]:
+    """All arrays of an npz archive; pickled objects are refused. Raises InputError."""
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not hasattr(archive, "files"):
+                raise InputError("not an npz archive", where=path, found="a single npy array")
+            return {name: archive[name] for name in archive.files}
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError("no such file", where=path) from error
+    except Exception as error:  # zipfile, zlib and numpy each raise their own
+        raise InputError(
+            "cannot read the npz archive",
+            where=path,
+            found=_reason(error),
+            hint="write it with numpy.savez, strings as numpy text arrays, not objects",
+        ) from error
+
+
+def _reason(error: Exception) -> Any:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

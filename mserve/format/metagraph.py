@@ -1,0 +1,260 @@
+"""MetaGraph: what `export.meta` says beside the graph, and the digest that closes it.
+
+`export.meta` is an ONNX ModelProto. What mserve adds lies in its `metadata_props`, under
+keys that begin with `mserve.`, as JSON. The last record of the file is one more
+metadata entry, fixed in size, that holds the sha256 of every byte before it:
+
+    72 51 | 0a 0d "mserve.sha256" | 12 40 <64 hex digits>
+
+Because it is the last record and nothing is searched for, no other text in the file can
+be mistaken for it; because it is an ordinary metadata entry, every ONNX tool reads the
+file as it is. That digest is the bundle's identity: the shards and assets are named in
+the metadata with their own digests, so everything hangs from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import DigestMismatch, DuplicateMetadata, FormatUnsupported, MetaGraphMalformed
+from ..tensors import Signature
+from ..wire import protobuf
+from .layout import is_shard_name, safe_relative
+
+FORMAT_VERSION = 1
+PREFIX = "mserve."
+METADATA_PROPS = 14
+MAX_META_BYTES = 2**31 - 1
+MAX_VALUE_BYTES = 64 << 20
+_TRAILER_HEAD = b"\x72\x51\x0a\x0dmserve.sha256\x12\x40"
+TRAILER_BYTES = len(_TRAILER_HEAD) + 64
+
+# Entries that do not take part in the content digest: what they say may differ between
+# two exports of one model.
+_OUTSIDE_CONTENT = frozenset(
+    {"mserve.name", "mserve.provenance", "mserve.golden", "mserve.content", "mserve.sha256"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """One file that the bundle holds: relative path, size in bytes, sha256 in hex."""
+
+    name: str
+    size: int
+    sha256: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "size": self.size, "sha256": self.sha256}
+
+
+@dataclass(frozen=True, slots=True)
+class MetaGraph:
+    """What a bundle says of itself; the graph itself is read by `format.graph`."""
+
+    name: str
+    signatures: Mapping[str, Signature]
+    shards: tuple[FileRecord, ...]
+    assets: tuple[FileRecord, ...] = ()
+    golden: FileRecord | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    format: int = FORMAT_VERSION
+    content: str = ""
+    identity: str = ""
+
+    def files(self) -> tuple[FileRecord, ...]:
+        """Every file of the bundle but `export.meta`."""
+        return self.shards + self.assets + ((self.golden,) if self.golden else ())
+
+    def props(self) -> dict[str, str]:
+        """The metadata entries to store, without the two digests, in stored order."""
+        entries: dict[str, Any] = {
+            "mserve.format": self.format,
+            "mserve.name": self.name,
+            "mserve.signatures": {name: s.to_json() for name, s in self.signatures.items()},
+            "mserve.shards": [record.to_json() for record in self.shards],
+            "mserve.assets": [record.to_json() for record in self.assets],
+            "mserve.provenance": dict(self.provenance),
+        }
+        if self.golden:
+            entries["mserve.golden"] = self.golden.to_json()
+        return {k: json.dumps(v, separators=(",", ":"), ensure_ascii=False) for k, v in entries.items()}
+
+
+def seal(model: bytes) -> bytes:
+    """Append the content digest and the closing self-digest to a serialised ModelProto."""
+    content = content_digest(model)
+    body = model + _prop("mserve.content", json.dumps(content))
+    return body + _TRAILER_HEAD + hashlib.sha256(body).hexdigest().encode()
+
+
+def content_digest(model: bytes | memoryview) -> str:
+    """sha256 of the stored top-level records, without provenance, golden samples and name."""
+    digest = hashlib.sha256()
+    for record in protobuf.fields(model):
+        if record.number == METADATA_PROPS and _key_of(model, record) in _OUTSIDE_CONTENT:
+            continue
+        digest.update(model[record.record_start : record.end])
+    return digest.hexdigest()
+
+
+def parse(data: bytes, where: object) -> MetaGraph:
+    """Check the self-digest of an `export.meta` and read its metadata.
+
+    Raises DigestMismatch, MetaGraphMalformed, DuplicateMetadata, FormatUnsupported or
+    UnsafePath, each naming `where`.
+    """
+    identity = _check_trailer(data, where)
+    entries = _entries(data, where)
+    version = _json(entries, "mserve.format", where)
+    if version != FORMAT_VERSION:
+        raise FormatUnsupported(
+            "the bundle was written in another format version",
+            where=where,
+            expected=FORMAT_VERSION,
+            found=version,
+            hint="upgrade mserve, or export the model again",
+        )
+    name, signatures = _json(entries, "mserve.name", where), _json(entries, "mserve.signatures", where)
+    provenance, content = _json(entries, "mserve.provenance", where), _json(entries, "mserve.content", where)
+    if not (isinstance(name, str) and isinstance(provenance, dict) and isinstance(content, str)):
+        raise MetaGraphMalformed("mserve.name, .provenance or .content has the wrong type", where=where)
+    if not isinstance(signatures, dict) or not signatures:
+        raise MetaGraphMalformed("mserve.signatures is not an object with one entry or more", where=where)
+    golden = _json(entries, "mserve.golden", where) if "mserve.golden" in entries else None
+    result = MetaGraph(
+        name=name,
+        signatures={k: Signature.from_json(v, f"{where}: signature {k}") for k, v in signatures.items()},
+        shards=_records(_json(entries, "mserve.shards", where), where),
+        assets=_records(_json(entries, "mserve.assets", where), where),
+        golden=_records([golden], where)[0] if golden is not None else None,
+        provenance=provenance,
+        content=content,
+        identity=identity,
+    )
+    _check_files(result, where)
+    return result
+
+
+def _check_trailer(data: bytes, where: object) -> str:
+    tail = data[-TRAILER_BYTES:]
+    if len(data) < TRAILER_BYTES or not tail.startswith(_TRAILER_HEAD):
+        raise DigestMismatch(
+            "export.meta does not end in its digest",
+            where=where,
+            expected="the record mserve.sha256 at the end",
+            found=f"{len(data)} bytes that end otherwise",
+            hint="the copy is not finished, the file was changed, or it was not written by mserve export",
+        )
+    stored = tail[len(_TRAILER_HEAD) :].decode("ascii", "replace")
+    actual = hashlib.sha256(memoryview(data)[:-TRAILER_BYTES]).hexdigest()
+    if stored != actual:
+        raise DigestMismatch(
+            "export.meta was changed after it was written",
+            where=where,
+            expected=f"sha256 {stored}",
+            found=f"sha256 {actual}",
+            hint="copy the version again from where it was exported, or export it again",
+        )
+    return actual
+
+
+def _entries(data: bytes, where: object) -> dict[str, str]:
+    """The metadata entries under `mserve.`; a key that stands twice is refused."""
+    entries: dict[str, str] = {}
+    try:
+        for record in protobuf.fields(data):
+            if record.number != METADATA_PROPS:
+                continue
+            key, value = read_prop(data, record)
+            if not key.startswith(PREFIX):
+                continue
+            if key in entries:
+                raise DuplicateMetadata(
+                    "a metadata key stands twice",
+                    where=where,
+                    found=key,
+                    hint="do not use this bundle; readers may disagree about what it is",
+                )
+            if len(value) > MAX_VALUE_BYTES:
+                raise MetaGraphMalformed(
+                    "a metadata entry is too long",
+                    where=f"{where}: {key}",
+                    expected=f"at most {MAX_VALUE_BYTES} characters",
+                    found=len(value),
+                )
+            entries[key] = value
+    except protobuf.Malformed as error:
+        raise MetaGraphMalformed(
+            "export.meta is not a protobuf message", where=where, found=str(error)
+        ) from error
+    return entries
+
+
+def read_prop(data: bytes | memoryview, record: protobuf.Field) -> tuple[str, str]:
+    """Key and value of one StringStringEntryProto. Raises protobuf.Malformed."""
+    if record.wire_type != protobuf.BYTES:
+        raise protobuf.Malformed("a metadata entry is not a message", record.record_start)
+    parts = {1: "", 2: ""}
+    for f in protobuf.fields(data, record.start, record.end):
+        if f.number in parts:
+            parts[f.number] = protobuf.text(data, f)
+    return parts[1], parts[2]
+
+
+def _key_of(data: bytes | memoryview, record: protobuf.Field) -> str:
+    return read_prop(data, record)[0]
+
+
+def _prop(key: str, value: str) -> bytes:
+    pair = protobuf.encode_bytes(1, key.encode()) + protobuf.encode_bytes(2, value.encode())
+    return protobuf.encode_bytes(METADATA_PROPS, pair)
+
+
+def _json(entries: dict[str, str], key: str, where: object) -> Any:
+    if key not in entries:
+        raise MetaGraphMalformed("a metadata entry is missing", where=where, expected=key)
+    try:
+        return json.loads(entries[key])
+    except (ValueError, RecursionError) as error:
+        raise MetaGraphMalformed(
+            "a metadata entry is not JSON", where=f"{where}: {key}", found=error
+        ) from error
+
+
+def _records(value: Any, where: object) -> tuple[FileRecord, ...]:
+    if not isinstance(value, list):
+        raise MetaGraphMalformed("a file list is not a list", where=where)
+    records = []
+    for item in value:
+        name, size, sha256 = (item.get(k) for k in ("name", "size", "sha256")) if isinstance(item, dict) else "   "
+        if not (isinstance(name, str) and isinstance(size, int) and isinstance(sha256, str)) or (
+            isinstance(size, bool) or size < 0 or len(sha256) != 64
+        ):
+            raise MetaGraphMalformed("a file record is not {name, size, sha256}", where=where, found=item)
+        records.append(FileRecord(safe_relative(name, where), size, sha256))
+    return tuple(records)
+
+
+def _check_files(metagraph: MetaGraph, where: object) -> None:
+    """Every listed file has a proper place and stands once."""
+    names = [record.name for record in metagraph.files()]
+    doubled = {name for name in names if names.count(name) > 1} if len(set(names)) != len(names) else set()
+    if doubled:
+        raise MetaGraphMalformed("a file is listed twice", where=where, found=", ".join(sorted(doubled)))
+    if not metagraph.shards:
+        raise MetaGraphMalformed("no shard is listed", where=where, expected="at least one")
+    for record in metagraph.shards:
+        if not is_shard_name(record.name):
+            raise MetaGraphMalformed(
+                "a shard has a wrong name", where=where, expected="export-NNNNN-of-NNNNN", found=record.name
+            )
+    for record in metagraph.files()[len(metagraph.shards) :]:
+        if not record.name.startswith("assets/"):
+            raise MetaGraphMalformed(
+                "an asset lies elsewhere", where=where, expected="assets/...", found=record.name
+            )

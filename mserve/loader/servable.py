@@ -1,0 +1,160 @@
+"""Servable: a loaded version of a model, and the states that a version goes through.
+
+    waiting ──> loading ──> available ──> draining ──> ended
+                   │  ▲
+                   ▼  │ retry
+                 failed / waiting (still arriving)
+
+One thread owns a servable's state and its in-flight count (in a server, the event
+loop); only `run` is called from others.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from time import perf_counter_ns
+
+from ..errors import MserveError, NotFound
+from ..examples import generate
+from ..format import Bundle, open_bundle
+from ..format.golden import Golden, unpack
+from ..runtime.ort import Session, open_session
+from ..tensors import DEFAULT_SIGNATURE, Array, Signature, check_inputs
+
+
+class State(enum.Enum):
+    """Where a version is in its life."""
+
+    WAITING = "waiting"
+    LOADING = "loading"
+    AVAILABLE = "available"
+    DRAINING = "draining"
+    ENDED = "ended"
+    FAILED = "failed"
+
+
+# What may follow what; everything else is a bug.
+NEXT: dict[State, frozenset[State]] = {
+    State.WAITING: frozenset({State.LOADING, State.ENDED}),
+    State.LOADING: frozenset({State.AVAILABLE, State.FAILED, State.WAITING, State.ENDED}),
+    State.AVAILABLE: frozenset({State.DRAINING}),
+    State.DRAINING: frozenset({State.ENDED}),
+    State.FAILED: frozenset({State.LOADING, State.ENDED}),
+    State.ENDED: frozenset(),
+}
+
+# Upper bounds of the batch-size histogram, in rows.
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+@dataclass(slots=True)
+class Stats:
+    """Plain counters of one servable, written by the thread that owns it, read by anyone."""
+
+    batches: int = 0
+    rows: int = 0
+    batch_rows: list[int] = field(default_factory=lambda: [0] * (len(BATCH_BUCKETS) + 1))
+    run_ns: int = 0
+    queue_ns: int = 0
+    inline: int = 0
+
+
+class Servable:
+    """A loaded version: signatures, and `run`.
+
+    `in_flight` counts requests that were accepted and not yet answered.
+    """
+
+    def __init__(self, bundle: Bundle, session: Session, golden: Mapping[str, Golden]) -> None:
+        self.bundle = bundle
+        self.version = bundle.version
+        self.signatures: Mapping[str, Signature] = bundle.metagraph.signatures
+        self.golden = golden
+        self.in_flight = 0
+        self.stats = Stats()
+        self.private_memory = session.private
+        self._session: Session | None = session
+        self._plans = {
+            name: ([s.name for s in sig.outputs.values()], tuple(sig.outputs))
+            for name, sig in self.signatures.items()
+        }
+
+    def signature(self, name: str = "") -> tuple[str, Signature]:
+        """A signature by name; "" stands for `serving_default`, or the only one. Raises NotFound."""
+        if not name:
+            name = DEFAULT_SIGNATURE
+            if name not in self.signatures and len(self.signatures) == 1:
+                name = next(iter(self.signatures))
+        if name not in self.signatures:
+            raise NotFound("no such signature", expected=", ".join(self.signatures), found=repr(name))
+        return name, self.signatures[name]
+
+    def run(self, inputs: Mapping[str, Array], signature: str = "") -> dict[str, Array]:
+        """Check the inputs against a signature and compute its outputs, by alias.
+
+        Text may be given as numpy text or object arrays. Raises NotFound, RequestError or
+        ExecutionFailed.
+        """
+        import numpy as np
+
+        name, spec = self.signature(signature)
+        arrays = {a: _plain_text(np.asarray(x)) for a, x in inputs.items()}
+        check_inputs(spec, arrays)
+        return dict(zip(self._plans[name][1], self.compute(name, arrays), strict=True))
+
+    def compute(self, signature: str, inputs: Mapping[str, Array]) -> Sequence[Array]:
+        """Outputs in the signature's order, for inputs that were checked already."""
+        session = self._session
+        if session is None:
+            raise RuntimeError("run on a closed servable")
+        ports = self.signatures[signature].inputs
+        return session.run(self._plans[signature][0], {ports[a].name: x for a, x in inputs.items()})
+
+    def warm_up(self) -> None:
+        """Run the golden samples once, or made-up inputs where there are none."""
+        for name, sample in self.golden.items():
+            self.compute(name, sample.inputs)
+        if not self.golden:
+            name, signature = self.signature()
+            with suppress(MserveError):  # made-up inputs may not suit the model
+                self.compute(name, generate(signature))
+
+    def example(self, signature: str = "") -> dict[str, Array]:
+        """Valid inputs of one row: recorded ones if there are any, else made up."""
+        name, spec = self.signature(signature)
+        golden = self.golden.get(name)
+        if golden is None:
+            return generate(spec)
+        if spec.batch_axis is None:
+            return dict(golden.inputs)
+        return {alias: x[:1] for alias, x in golden.inputs.items()}
+
+    def close(self) -> None:
+        """Free the session and its memory; nothing may be in flight."""
+        self._session = None
+
+
+def _plain_text(array: Array) -> Array:
+    return array.astype(object) if array.dtype.kind in "UST" else array
+
+
+def load(path: str | os.PathLike[str]) -> Servable:
+    """Open, load and warm up a bundle. Raises a BundleError; the caller closes the servable."""
+    bundle = open_bundle(path)
+    session = open_session(bundle)
+    golden: Mapping[str, Golden] = {}
+    if bundle.metagraph.golden:
+        golden = unpack(bundle.file(bundle.metagraph.golden), bundle.metagraph.signatures)
+    servable = Servable(bundle, session, golden)
+    servable.warm_up()
+    return servable
+
+
+def timed_load(path: str | os.PathLike[str]) -> tuple[Servable, int]:
+    """`load`, and how many nanoseconds it took."""
+    start = perf_counter_ns()
+    return load(path), perf_counter_ns() - start

@@ -1,0 +1,149 @@
+"""ONNX Runtime: the only module that imports it.
+
+A session is made from the bytes of `export.meta` and from buffers that hold the shards.
+ONNX Runtime uses those buffers in place: the weights exist once in memory, and for
+large models that memory is the page cache, shared with every other process that maps
+the same files. Two rules follow. The buffers must outlive the session, so the Session
+object holds both. And a mapped file that is truncated under us would kill the process,
+so small models (up to PRIVATE_BYTES) are read into private memory instead: no disk
+access can then delay or kill a run.
+
+Threads: a server calls `share_threads` first, and all its sessions share one pool. In
+other people's processes (a training job that exports) each session has its own, since
+ONNX Runtime's shared pool would forbid every session made outside mserve. Either way
+threads sleep when there is nothing to do.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import BundleIncomplete, ExecutionFailed, ModelRefused
+from ..format import META_FILE, Bundle, FileRecord
+from ..tensors import Array
+
+PRIVATE_BYTES = 32 << 20
+
+_pool_threads = 0
+
+
+def share_threads(threads: int) -> None:
+    """Make all sessions of this process share one pool of `threads`; before the first session, once."""
+    global _pool_threads
+    if _pool_threads == 0:
+        import onnxruntime as ort
+
+        _pool_threads = max(1, threads)
+        ort.set_global_thread_pool_sizes(_pool_threads, 1)
+
+
+def cpu_budget() -> int:
+    """CPUs this process may use: its affinity, and the limit of its control group."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            cpus = min(cpus, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):
+        pass
+    return max(1, cpus)
+
+
+@dataclass(slots=True)
+class Session:
+    """A loaded graph and the memory it reads from.
+
+    `private` tells that the weights lie in private memory, so that a run cannot wait
+    for the disk.
+    """
+
+    _session: Any
+    _buffers: list[mmap.mmap]
+    private: bool
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
+        """Compute the named tensors. Raises ExecutionFailed with ONNX Runtime's message."""
+        try:
+            return self._session.run(outputs, feeds)  # type: ignore[no-any-return]
+        except Exception as error:  # ONNX Runtime's own exception types share no useful base
+            raise ExecutionFailed("the model failed on these inputs", found=_first_line(error)) from error
+
+
+def open_session(bundle: Bundle) -> Session:
+    """Load a bundle's graph on the CPU.
+
+    Raises ModelRefused when ONNX Runtime does not accept it, BundleIncomplete when a
+    shard changes while it is opened.
+    """
+    buffers = _buffers(bundle, bundle.metagraph.shards)
+    total = sum(record.size for record in bundle.metagraph.shards)
+    return session_from(bundle.meta, bundle.path, buffers, private=total <= PRIVATE_BYTES)
+
+
+def session_from(model: bytes, directory: Path, buffers: Mapping[str, mmap.mmap], *, private: bool) -> Session:
+    """A session from a serialised ModelProto and the buffers of its external files by name."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    if _pool_threads:
+        options.use_per_session_threads = False
+    else:
+        options.intra_op_num_threads = cpu_budget()
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.use_external_initializer_file_buffers_directly", "1")
+    # Only files that the buffers do not cover are looked for here, and ONNX Runtime
+    # refuses paths that lead out of it; without it, it would look in the working directory.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(directory))
+    options.log_severity_level = 3
+    if buffers:
+        options.add_external_initializers_from_files_in_memory(
+            list(buffers), list(buffers.values()), [len(b) for b in buffers.values()]
+        )
+    try:
+        session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ModelRefused(
+            "ONNX Runtime does not accept the model",
+            where=directory / META_FILE,
+            found=_first_line(error),
+            hint="`mserve validate` names the cause where it can",
+        ) from error
+    return Session(session, list(buffers.values()), private)
+
+
+def _buffers(bundle: Bundle, records: Sequence[FileRecord]) -> dict[str, mmap.mmap]:
+    private = sum(record.size for record in records) <= PRIVATE_BYTES
+    return {record.name: map_file(bundle.file(record), record.size, private=private) for record in records}
+
+
+def map_file(path: Path, size: int, *, private: bool) -> mmap.mmap:
+    """A shard's bytes: mapped and shared, or, for small models, read into private memory."""
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    try:
+        if os.fstat(fd).st_size != size:
+            raise BundleIncomplete(
+                "a shard changed while it was opened",
+                where=path,
+                expected=f"{size} bytes",
+                found=f"{os.fstat(fd).st_size} bytes",
+            )
+        if not private:
+            return mmap.mmap(fd, size, access=mmap.ACCESS_READ)
+        buffer = mmap.mmap(-1, size)
+        with open(fd, "rb", buffering=0, closefd=False) as file:
+            view, done = memoryview(buffer), 0
+            while done < size and (n := file.readinto(view[done:])):
+                done += n
+            view.release()
+        return buffer
+    finally:
+        os.close(fd)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:500]

@@ -1,0 +1,248 @@
+"""Dtypes, TensorSpec and Signature, and the check of arrays against a signature.
+
+A shape is a tuple whose entries are integers (fixed), symbols such as "batch" (any
+size, and the same size wherever the symbol stands in one signature's inputs), or "?"
+(any size). A shape of None means that even the rank is unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from .errors import MetaGraphMalformed, RequestError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+Array: TypeAlias = "npt.NDArray[Any]"
+ANY_DIM = "?"
+Dim = int | str
+Shape = tuple[Dim, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class DType:
+    """One element type: our name, ONNX's number, numpy's name, TensorFlow's name, width in bits.
+
+    `numpy` names a type that numpy (or ml_dtypes, for the short floats and integers)
+    knows; `bits` is 0 for strings, whose width varies.
+    """
+
+    name: str
+    onnx: int
+    numpy: str
+    tf: str
+    bits: int
+
+    def to_numpy(self) -> np.dtype[Any]:
+        """The numpy dtype; object for strings."""
+        import numpy as np
+
+        if self.numpy in _SHORT_TYPES:
+            import ml_dtypes
+
+            return np.dtype(getattr(ml_dtypes, self.numpy))
+        return np.dtype(self.numpy)
+
+    def byte_size(self, elements: int) -> int:
+        """Bytes that `elements` values take when stored; sub-byte types are packed."""
+        return (elements * self.bits + 7) // 8
+
+
+_SHORT_TYPES = frozenset(
+    "bfloat16 float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz int4 uint4".split()
+)
+
+DTYPES: dict[str, DType] = {
+    d.name: d
+    for d in (
+        DType("float32", 1, "float32", "DT_FLOAT", 32),
+        DType("uint8", 2, "uint8", "DT_UINT8", 8),
+        DType("int8", 3, "int8", "DT_INT8", 8),
+        DType("uint16", 4, "uint16", "DT_UINT16", 16),
+        DType("int16", 5, "int16", "DT_INT16", 16),
+        DType("int32", 6, "int32", "DT_INT32", 32),
+        DType("int64", 7, "int64", "DT_INT64", 64),
+        DType("string", 8, "object", "DT_STRING", 0),
+        DType("bool", 9, "bool", "DT_BOOL", 8),
+        DType("float16", 10, "float16", "DT_HALF", 16),
+        DType("float64", 11, "float64", "DT_DOUBLE", 64),
+        DType("uint32", 12, "uint32", "DT_UINT32", 32),
+        DType("uint64", 13, "uint64", "DT_UINT64", 64),
+        DType("bfloat16", 16, "bfloat16", "DT_BFLOAT16", 16),
+        DType("float8e4m3fn", 17, "float8_e4m3fn", "DT_FLOAT8_E4M3FN", 8),
+        DType("float8e4m3fnuz", 18, "float8_e4m3fnuz", "DT_FLOAT8_E4M3FNUZ", 8),
+        DType("float8e5m2", 19, "float8_e5m2", "DT_FLOAT8_E5M2", 8),
+        DType("float8e5m2fnuz", 20, "float8_e5m2fnuz", "DT_FLOAT8_E5M2FNUZ", 8),
+        DType("uint4", 21, "uint4", "DT_UINT4", 4),
+        DType("int4", 22, "int4", "DT_INT4", 4),
+    )
+}
+BY_ONNX: dict[int, DType] = {d.onnx: d for d in DTYPES.values()}
+
+
+def dtype_of(array: Array) -> str:
+    """Our name of an array's dtype: "string" for text, bytes and objects, else numpy's name."""
+    if array.dtype.kind in "OUST":
+        return "string"
+    for dtype in DTYPES.values():
+        if dtype.numpy == array.dtype.name:
+            return dtype.name
+    return array.dtype.name
+
+
+def show_shape(shape: Shape) -> str:
+    """A shape as people write it: `[batch, 784]`, `[]` for a scalar, `[...]` for unknown rank."""
+    return "[...]" if shape is None else "[" + ", ".join(str(d) for d in shape) + "]"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A tensor's name in the graph, its dtype (a key of DTYPES) and its shape."""
+
+    name: str
+    dtype: str
+    shape: Shape
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {show_shape(self.shape)}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "tensor": self.name,
+            "dtype": self.dtype,
+            "shape": None if self.shape is None else list(self.shape),
+        }
+
+    @classmethod
+    def from_json(cls, value: Any, where: str) -> TensorSpec:
+        """Read what `to_json` wrote. Raises MetaGraphMalformed, naming `where`."""
+        if not isinstance(value, dict):
+            raise MetaGraphMalformed("a tensor description is not an object", where=where)
+        name, dtype, shape = value.get("tensor"), value.get("dtype"), value.get("shape")
+        if not isinstance(name, str) or not name:
+            raise MetaGraphMalformed("a tensor description has no tensor name", where=where)
+        if dtype not in DTYPES:
+            raise MetaGraphMalformed("unknown dtype", where=where, expected="a known dtype", found=dtype)
+        if shape is not None and not (isinstance(shape, list) and all(_is_dim(d) for d in shape)):
+            raise MetaGraphMalformed(
+                "bad shape", where=where, expected="sizes >= 0 and symbols", found=shape
+            )
+        return cls(name, dtype, None if shape is None else tuple(shape))
+
+
+def _is_dim(value: object) -> bool:
+    if isinstance(value, bool):
+        return False
+    return (isinstance(value, int) and value >= 0) or (isinstance(value, str) and value != "")
+
+
+METHODS = ("predict", "classify", "regress")
+DEFAULT_SIGNATURE = "serving_default"
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """A named promise: a method, and inputs and outputs by alias.
+
+    `batch_axis` is 0 when the rows of one run are independent, so that requests may be
+    joined along axis 0 of every input and split along axis 0 of every output; it is
+    None when each request must run alone.
+    """
+
+    method: str
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+    batch_axis: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "method": self.method,
+            "batch_axis": self.batch_axis,
+            "inputs": {alias: spec.to_json() for alias, spec in self.inputs.items()},
+            "outputs": {alias: spec.to_json() for alias, spec in self.outputs.items()},
+        }
+
+    @classmethod
+    def from_json(cls, value: Any, where: str) -> Signature:
+        """Read what `to_json` wrote; unknown keys are ignored. Raises MetaGraphMalformed."""
+        if not isinstance(value, dict):
+            raise MetaGraphMalformed("a signature is not an object", where=where)
+        method, axis = value.get("method"), value.get("batch_axis")
+        if method not in METHODS:
+            raise MetaGraphMalformed("bad method", where=where, expected="/".join(METHODS), found=method)
+        if axis is not None and (isinstance(axis, bool) or axis != 0):
+            raise MetaGraphMalformed("bad batch_axis", where=where, expected="0 or null", found=axis)
+        sides: list[dict[str, TensorSpec]] = []
+        for side in ("inputs", "outputs"):
+            ports = value.get(side)
+            if not isinstance(ports, dict):
+                raise MetaGraphMalformed(f"a signature has no {side}", where=where)
+            sides.append({a: TensorSpec.from_json(s, f"{where}.{side}.{a}") for a, s in ports.items()})
+        if not sides[1]:
+            raise MetaGraphMalformed("a signature has no outputs", where=where)
+        return cls(method, sides[0], sides[1], axis)
+
+
+def check_names(signature: Signature, given: Mapping[str, object]) -> None:
+    """Refuse a request whose input names are not exactly the signature's. Raises RequestError."""
+    if given.keys() == signature.inputs.keys():
+        return
+    missing = [a for a in signature.inputs if a not in given]
+    extra = [a for a in given if a not in signature.inputs]
+    raise RequestError(
+        "the inputs are not those of the signature",
+        expected=", ".join(signature.inputs) or "no inputs",
+        found=", ".join([*(f"missing {a!r}" for a in missing), *(f"unknown {a!r}" for a in extra)]),
+        hint="`mserve inspect` and the model's /metadata page list the inputs",
+    )
+
+
+def check_inputs(signature: Signature, inputs: Mapping[str, Array]) -> int:
+    """Check names, dtypes and shapes of a request's arrays; return its number of rows.
+
+    Rows are the common size of axis 0 for a signature with a batch axis, otherwise 1.
+    Raises RequestError naming the input, what was expected and what was found.
+    """
+    check_names(signature, inputs)
+    symbols: dict[str, int] = {}
+    for alias, spec in signature.inputs.items():
+        array = inputs[alias]
+        found = dtype_of(array)
+        if found != spec.dtype:
+            raise RequestError(f"input {alias!r} has the wrong dtype", expected=spec.dtype, found=found)
+        if spec.shape is not None:
+            _check_shape(alias, spec.shape, array.shape, symbols)
+    if signature.batch_axis is None:
+        return 1
+    rows = {alias: array.shape[0] if array.ndim else -1 for alias, array in inputs.items()}
+    if -1 in rows.values() or len(set(rows.values())) != 1:
+        raise RequestError(
+            "the inputs do not agree on the number of rows",
+            expected="one size of axis 0",
+            found=", ".join(f"{a}: {'a scalar' if n < 0 else n}" for a, n in rows.items()),
+        )
+    return next(iter(rows.values()))
+
+
+def _check_shape(alias: str, spec: tuple[Dim, ...], found: tuple[int, ...], symbols: dict[str, int]) -> None:
+    fits = len(spec) == len(found)
+    if fits:
+        for want, have in zip(spec, found, strict=True):
+            if want != have and (isinstance(want, int) or _symbol_differs(want, have, symbols)):
+                fits = False
+                break
+    if not fits:
+        bound = ", ".join(f"{s}={n}" for s, n in symbols.items() if s in spec)
+        raise RequestError(
+            f"input {alias!r} has the wrong shape",
+            expected=show_shape(spec) + (f" with {bound}" if bound else ""),
+            found=show_shape(found),
+        )
+
+
+def _symbol_differs(symbol: str, size: int, symbols: dict[str, int]) -> bool:
+    return symbol != ANY_DIM and symbols.setdefault(symbol, size) != size
