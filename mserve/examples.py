@@ -36,7 +36,7 @@ def _fill(spec: TensorSpec, sizes: tuple[int, ...], rng: Any) -> Array:
     kind = DTYPES[spec.dtype].to_numpy()
     if spec.dtype == "string":
         words: Array = np.array(_WORDS, dtype=object)
-        return words[rng.integers(0, len(_WORDS), sizes)]
+        return np.asarray(words[rng.integers(0, len(_WORDS), sizes)])
     if kind.kind in "biu":
         return np.asarray(rng.integers(0, 2, sizes)).astype(kind)
     return np.asarray(rng.random(sizes)).astype(kind)

@@ -39,7 +39,9 @@ def compare(expected: Array, actual: Array, rtol: float = RTOL, atol: float = AT
     if expected.dtype.kind != "f" and expected.dtype.name not in ("bfloat16",):
         wrong = np.asarray(expected != actual)
         first = tuple(int(i) for i in np.argwhere(wrong)[0]) if wrong.any() else ()
-        reason = f"{int(wrong.sum())} of {wrong.size} elements differ, first at {list(first)}" if first else ""
+        reason = (
+            f"{int(wrong.sum())} of {wrong.size} elements differ, first at {list(first)}" if first else ""
+        )
         return Difference(not wrong.any(), float(wrong.sum()), first, reason)
     a, b = expected.astype(np.float64), actual.astype(np.float64)
     with np.errstate(invalid="ignore"):

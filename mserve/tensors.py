@@ -44,7 +44,8 @@ class DType:
         if self.numpy in _SHORT_TYPES:
             import ml_dtypes
 
-            return np.dtype(getattr(ml_dtypes, self.numpy))
+            short: np.dtype[Any] = np.dtype(getattr(ml_dtypes, self.numpy))
+            return short
         return np.dtype(self.numpy)
 
     def byte_size(self, elements: int) -> int:
@@ -128,9 +129,7 @@ class TensorSpec:
         if dtype not in DTYPES:
             raise MetaGraphMalformed("unknown dtype", where=where, expected="a known dtype", found=dtype)
         if shape is not None and not (isinstance(shape, list) and all(_is_dim(d) for d in shape)):
-            raise MetaGraphMalformed(
-                "bad shape", where=where, expected="sizes >= 0 and symbols", found=shape
-            )
+            raise MetaGraphMalformed("bad shape", where=where, expected="sizes >= 0 and symbols", found=shape)
         return cls(name, dtype, None if shape is None else tuple(shape))
 
 

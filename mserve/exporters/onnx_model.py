@@ -117,9 +117,10 @@ def _parse(data: bytes, path: Path) -> onnx.ModelProto:
             "not an ONNX file", where=path, expected="an ONNX ModelProto", found=found, hint=hint
         )
     try:
-        return onnx.ModelProto.FromString(data)
+        model: onnx.ModelProto = onnx.ModelProto.FromString(data)
     except DecodeError as error:
         raise InputError("not an ONNX file", where=path, found=error) from error
+    return model
 
 
 def _take_apart(model: onnx.ModelProto, directory: Path | None, where: str) -> list[Tensor]:
@@ -178,9 +179,8 @@ def _hoist_constants(graph: onnx.GraphProto) -> None:
     kept = []
     for node in graph.node:
         value = next((a.t for a in node.attribute if a.name == "value" and a.HasField("t")), None)
-        if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or value is None:
-            kept.append(node)
-        elif value.ByteSize() < INLINE_BYTES:
+        plain = node.op_type == "Constant" and node.domain in ("", "ai.onnx")
+        if not plain or value is None or value.ByteSize() < INLINE_BYTES:
             kept.append(node)
         else:
             value.name = node.output[0]
@@ -309,14 +309,14 @@ def _clear_data(proto: onnx.TensorProto) -> None:
     for field in (
         "raw_data float_data int32_data int64_data double_data uint64_data external_data data_location"
     ).split():
-        proto.ClearField(field)  # type: ignore[arg-type]
+        proto.ClearField(field)
 
 
 def _type_name(number: int) -> str:
     import onnx
 
     try:
-        return onnx.TensorProto.DataType.Name(number).lower()  # type: ignore[arg-type]
+        return str(onnx.TensorProto.DataType.Name(number)).lower()
     except ValueError:
         return f"type {number}"
 

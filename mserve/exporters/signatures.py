@@ -12,7 +12,7 @@ import tomli
 from ..errors import InputError, MserveError, UsageError
 from ..examples import generate
 from ..numerics import compare
-from ..tensors import ANY_DIM, BY_ONNX, DEFAULT_SIGNATURE, METHODS, Array, Dim, Signature, TensorSpec
+from ..tensors import ANY_DIM, BY_ONNX, METHODS, Array, Dim, Signature, TensorSpec
 
 if TYPE_CHECKING:
     import onnx

@@ -15,7 +15,7 @@ def file_digest(path: Path) -> str:
 
 
 def range_digest(path: Path, offset: int, length: int) -> str:
-    """sha256 of `length` bytes of a file from `offset`, in hex. Raises OSError; a short file gives EOFError."""
+    """sha256 of `length` bytes of a file from `offset`, in hex. Raises OSError, EOFError."""
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         file.seek(offset)

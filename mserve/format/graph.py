@@ -150,9 +150,7 @@ def _weight(data: bytes, record: protobuf.Field) -> Weight:
         if not shard:
             raise protobuf.Malformed(f"tensor {name!r} names no file", record.record_start)
     known = BY_ONNX.get(dtype)
-    return Weight(
-        name, known.name if known else f"onnx:{dtype}", tuple(shape), shard, offset, length, sha256
-    )
+    return Weight(name, known.name if known else f"onnx:{dtype}", tuple(shape), shard, offset, length, sha256)
 
 
 def _number(external: dict[str, str], key: str, record: protobuf.Field) -> int:

@@ -92,7 +92,13 @@ def _listing(path: Path) -> str:
 def safe_relative(name: str, where: object) -> str:
     """Return `name` if it stays inside the bundle in every spelling. Raises UnsafePath."""
     parts = name.split("/")
-    if not name or "\\" in name or "\0" in name or any(p in ("", ".", "..") for p in parts) or ":" in parts[0]:
+    if (
+        not name
+        or "\\" in name
+        or "\0" in name
+        or any(p in ("", ".", "..") for p in parts)
+        or ":" in parts[0]
+    ):
         raise UnsafePath(
             "a file name leads out of the bundle",
             where=where,

@@ -231,7 +231,9 @@ def _records(value: Any, where: object) -> tuple[FileRecord, ...]:
         raise MetaGraphMalformed("a file list is not a list", where=where)
     records = []
     for item in value:
-        name, size, sha256 = (item.get(k) for k in ("name", "size", "sha256")) if isinstance(item, dict) else "   "
+        name, size, sha256 = (
+            (item.get(k) for k in ("name", "size", "sha256")) if isinstance(item, dict) else "   "
+        )
         if not (isinstance(name, str) and isinstance(size, int) and isinstance(sha256, str)) or (
             isinstance(size, bool) or size < 0 or len(sha256) != 64
         ):

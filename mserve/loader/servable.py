@@ -16,7 +16,6 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from time import perf_counter_ns
 
 from ..errors import MserveError, NotFound
 from ..examples import generate
@@ -53,7 +52,11 @@ BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 @dataclass(slots=True)
 class Stats:
-    """Plain counters of one servable, written by the thread that owns it, read by anyone."""
+    """Plain counters of one servable, written by the thread that owns it, read by anyone.
+
+    `curve` is a high estimate of the run time in nanoseconds, by signature and the bit
+    length of the number of rows.
+    """
 
     batches: int = 0
     rows: int = 0
@@ -61,6 +64,7 @@ class Stats:
     run_ns: int = 0
     queue_ns: int = 0
     inline: int = 0
+    curve: dict[tuple[str, int], float] = field(default_factory=dict)
 
 
 class Servable:
@@ -152,9 +156,3 @@ def load(path: str | os.PathLike[str]) -> Servable:
     servable = Servable(bundle, session, golden)
     servable.warm_up()
     return servable
-
-
-def timed_load(path: str | os.PathLike[str]) -> tuple[Servable, int]:
-    """`load`, and how many nanoseconds it took."""
-    start = perf_counter_ns()
-    return load(path), perf_counter_ns() - start

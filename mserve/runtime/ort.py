@@ -73,6 +73,11 @@ class Session:
         except Exception as error:  # ONNX Runtime's own exception types share no useful base
             raise ExecutionFailed("the model failed on these inputs", found=_first_line(error)) from error
 
+    def tensor_names(self) -> set[str]:
+        """Names of the graph's inputs and outputs."""
+        ports = (*self._session.get_inputs(), *self._session.get_outputs())
+        return {port.name for port in ports}
+
 
 def open_session(bundle: Bundle) -> Session:
     """Load a bundle's graph on the CPU.
@@ -85,7 +90,9 @@ def open_session(bundle: Bundle) -> Session:
     return session_from(bundle.meta, bundle.path, buffers, private=total <= PRIVATE_BYTES)
 
 
-def session_from(model: bytes, directory: Path, buffers: Mapping[str, mmap.mmap], *, private: bool) -> Session:
+def session_from(
+    model: bytes, directory: Path, buffers: Mapping[str, mmap.mmap], *, private: bool
+) -> Session:
     """A session from a serialised ModelProto and the buffers of its external files by name."""
     import onnxruntime as ort
 

@@ -1,0 +1,5 @@
+"""`python -m mserve`."""
+
+from .cli import main
+
+main()

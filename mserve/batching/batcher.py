@@ -1,0 +1,165 @@
+"""Batcher: which waiting requests form the next batch, and when. Pure: times come in, decisions go out.
+
+There is one queue for each key (servable, signature and the shapes that rows must share
+to be joined), first in, first out. One rule closes a batch: an executor is free (the
+caller asks only then) and the queue's head batch is full, or has waited for the delay,
+or the delay is zero. Queues take turns, so that no model starves another.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ..errors import MserveError, Overloaded
+from ..loader.servable import Servable
+from ..tensors import Array
+
+Reply = Callable[[Sequence[Array] | MserveError], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Rows of a batch at most, how long its first request may wait, rows that may wait in all."""
+
+    max_batch_rows: int = 128
+    delay_ns: int = 0
+    max_queue_rows: int = 8192
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One checked request. `reply` is called once, with outputs in the signature's order or an error.
+
+    `alone` marks a request that must not share a batch. Times are monotonic nanoseconds;
+    a deadline of 0 means none.
+    """
+
+    servable: Servable
+    signature: str
+    inputs: Mapping[str, Array]
+    rows: int
+    alone: bool
+    reply: Reply
+    arrived_ns: int
+    deadline_ns: int = 0
+    cancelled: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Entries to be run together; all of one servable and signature."""
+
+    key: Hashable
+    entries: list[Entry]
+    rows: int
+
+
+@dataclass(slots=True)
+class _Queue:
+    entries: deque[Entry] = field(default_factory=deque)
+    rows: int = 0
+
+
+class Batcher:
+    """The queues of all servables."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.rows = 0
+        self._queues: dict[Hashable, _Queue] = {}
+        self._turns: deque[Hashable] = deque()
+
+    def __len__(self) -> int:
+        return sum(len(q.entries) for q in self._queues.values())
+
+    def add(self, entry: Entry) -> None:
+        """Queue a request. Raises Overloaded when it does not fit."""
+        if self.rows + entry.rows > self.limits.max_queue_rows and self.rows:
+            raise Overloaded(
+                "the queue is full",
+                expected=f"at most {self.limits.max_queue_rows} rows waiting",
+                found=f"{self.rows} waiting, {entry.rows} more asked for",
+                hint="try again later, or with fewer requests at once",
+            )
+        key = batch_key(entry)
+        queue = self._queues.get(key)
+        if queue is None:
+            queue = self._queues[key] = _Queue()
+            self._turns.append(key)
+        queue.entries.append(entry)
+        queue.rows += entry.rows
+        self.rows += entry.rows
+
+    def next_batch(self, now_ns: int, free: Callable[[Entry, int], bool]) -> Batch | None:
+        """The next batch that may close now, or None.
+
+        `free(head, rows)` tells whether an executor is free for a batch of that size.
+        """
+        for _ in range(len(self._turns)):
+            key = self._turns[0]
+            self._turns.rotate(-1)
+            queue = self._queues[key]
+            head = queue.entries[0]
+            rows = head.rows if head.alone else min(queue.rows, self.limits.max_batch_rows)
+            if self._closes(queue, now_ns) and free(head, rows):
+                return self._take(key, queue)
+        return None
+
+    def due_at_ns(self) -> int | None:
+        """When the next batch that is not full will close, or None if nothing waits."""
+        heads = [q.entries[0].arrived_ns for q in self._queues.values() if q.entries]
+        return min(heads) + self.limits.delay_ns if heads else None
+
+    def waiting(self) -> Iterator[Entry]:
+        """Every queued entry."""
+        for queue in self._queues.values():
+            yield from queue.entries
+
+    def remove(self, gone: Callable[[Entry], bool]) -> list[Entry]:
+        """Take the entries for which `gone` is true out of the queues and return them."""
+        removed: list[Entry] = []
+        for key, queue in list(self._queues.items()):
+            kept: deque[Entry] = deque()
+            for entry in queue.entries:
+                (removed if gone(entry) else kept).append(entry)
+            if len(kept) != len(queue.entries):
+                dropped = queue.rows - sum(e.rows for e in kept)
+                queue.entries, queue.rows = kept, queue.rows - dropped
+                self.rows -= dropped
+                self._tidy(key, queue)
+        return removed
+
+    def _closes(self, queue: _Queue, now_ns: int) -> bool:
+        limits = self.limits
+        if limits.delay_ns == 0 or queue.rows >= limits.max_batch_rows:
+            return True
+        head = queue.entries[0]
+        return head.alone or now_ns - head.arrived_ns >= limits.delay_ns
+
+    def _take(self, key: Hashable, queue: _Queue) -> Batch:
+        entries = [queue.entries.popleft()]
+        rows, limit = entries[0].rows, self.limits.max_batch_rows
+        while queue.entries and not entries[0].alone and rows + queue.entries[0].rows <= limit:
+            entries.append(queue.entries.popleft())
+            rows += entries[-1].rows
+        queue.rows -= rows
+        self.rows -= rows
+        self._tidy(key, queue)
+        return Batch(key, entries, rows)
+
+    def _tidy(self, key: Hashable, queue: _Queue) -> None:
+        if not queue.entries:
+            del self._queues[key]
+            self._turns.remove(key)
+
+
+def batch_key(entry: Entry) -> Hashable:
+    """What two requests must share to run together: servable, signature, sizes behind axis 0."""
+    return (
+        id(entry.servable),
+        entry.signature,
+        entry.alone,
+        tuple(x.shape[1:] for x in entry.inputs.values()),
+    )

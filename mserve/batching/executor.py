@@ -1,0 +1,245 @@
+"""Executor: runs the batches that the batcher closes, inline or on a worker thread.
+
+Everything here but `_work` runs on the event-loop thread, which owns the queues: no
+locks. All requests that arrive in one tick of the loop are queued first; then `_pump`
+closes batches while an executor is free. The loop thread is itself an executor, for
+batches that are surely shorter than a hand-over to a thread: a predicted time of at
+most INLINE_RUN_NS, weights in private memory (a mapped page might have to come from the
+disk), and at most INLINE_TICK_NS in one tick, so that sockets are served in between.
+
+A batch that fails is split in halves until the requests that fail are alone with their
+error; their neighbours get their answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Sequence
+from queue import SimpleQueue
+
+from ..errors import DeadlineExceeded, ExecutionFailed, MserveError, Unavailable
+from ..loader.servable import BATCH_BUCKETS
+from ..tensors import Array
+from .batcher import Batch, Batcher, Entry, Limits
+
+INLINE_RUN_NS = 150_000
+INLINE_TICK_NS = 500_000
+SWEEP_S = 0.05
+
+Outputs = list[list[Array]]
+
+
+class Executor:
+    """Takes entries, answers each exactly once, on the event-loop thread."""
+
+    def __init__(self, limits: Limits, workers: int) -> None:
+        self.batcher = Batcher(limits)
+        self._loop = asyncio.get_running_loop()
+        self._pumping = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._free = workers
+        self._running: set[Batch] = set()
+        self._work_queue: SimpleQueue[Batch | None] = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"mserve-run-{i}", daemon=True) for i in range(workers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, entry: Entry) -> None:
+        """Queue a checked request; it may run at the end of this tick. Raises Overloaded."""
+        self.batcher.add(entry)
+        entry.servable.in_flight += 1
+        if not self._pumping:
+            self._pumping = True
+            self._loop.call_soon(self._pump)
+        if entry.deadline_ns and self._sweeper is None:
+            self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
+
+    def close(self) -> None:
+        """Stop the worker threads and refuse what still waits."""
+        for entry in self.batcher.remove(lambda _: True):
+            self._answer(entry, Unavailable("the server is shutting down"))
+        for _ in self._threads:
+            self._work_queue.put(None)
+        for thread in self._threads:
+            thread.join(timeout=10)
+        for timer in (self._timer, self._sweeper):
+            if timer:
+                timer.cancel()
+
+    def idle(self) -> bool:
+        """Whether nothing waits and nothing runs."""
+        return not self._running and not self.batcher.rows and not len(self.batcher)
+
+    def _pump(self) -> None:
+        """Close batches while an executor is free for them."""
+        self._pumping = False
+        now = time.monotonic_ns()
+        inline_left = INLINE_TICK_NS
+
+        def free(head: Entry, rows: int) -> bool:
+            return self._free > 0 or _predict(head, rows) <= min(INLINE_RUN_NS, inline_left)
+
+        while (batch := self.batcher.next_batch(now, free)) is not None:
+            batch.entries = [e for e in batch.entries if not self._dropped(e)]
+            if not batch.entries:
+                continue
+            self._count(batch, now)
+            predicted = _predict(batch.entries[0], batch.rows)
+            if predicted <= min(INLINE_RUN_NS, inline_left):
+                inline_left -= int(predicted)
+                batch.entries[0].servable.stats.inline += 1
+                self._finish(batch, *_timed_run(batch))
+            else:
+                self._send(batch)
+        self._come_back(spent=inline_left < INLINE_TICK_NS)
+
+    def _send(self, batch: Batch) -> None:
+        """Hand a batch to the worker threads."""
+        self._free -= 1
+        self._running.add(batch)
+        self._work_queue.put(batch)
+
+    def _come_back(self, *, spent: bool) -> None:
+        """Pump again when the oldest batch is due, or next tick if only this tick's budget held it back."""
+        due = self.batcher.due_at_ns()
+        if due is None or self._timer is not None or not (self._free > 0 or spent):
+            return
+        delay = max(0, due - time.monotonic_ns()) / 1e9
+        self._timer = self._loop.call_later(delay, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._pump()
+
+    def _dropped(self, entry: Entry) -> bool:
+        """Whether nobody waits for the entry any more; such work is not done."""
+        if entry.cancelled:
+            self._answer(entry, Unavailable("the client has left"))
+        return entry.cancelled
+
+    def _count(self, batch: Batch, now: int) -> None:
+        batch.rows = sum(e.rows for e in batch.entries)
+        stats = batch.entries[0].servable.stats
+        stats.batches += 1
+        stats.rows += batch.rows
+        stats.batch_rows[bisect_left(BATCH_BUCKETS, batch.rows)] += 1
+        stats.queue_ns += sum(now - e.arrived_ns for e in batch.entries)
+
+    def _work(self) -> None:
+        """A worker thread: nothing but running models."""
+        while (batch := self._work_queue.get()) is not None:
+            outputs, error, run_ns = _timed_run(batch)
+            try:
+                self._loop.call_soon_threadsafe(self._worker_done, batch, outputs, error, run_ns)
+            except RuntimeError:  # the loop was closed under us: nobody is left to answer
+                return
+
+    def _worker_done(self, batch: Batch, outputs: Outputs, error: Exception | None, run_ns: int) -> None:
+        self._free += 1
+        self._running.discard(batch)
+        self._finish(batch, outputs, error, run_ns)
+        if len(self.batcher):
+            self._pump()
+
+    def _finish(self, batch: Batch, outputs: Outputs, error: Exception | None, run_ns: int) -> None:
+        batch.entries[0].servable.stats.run_ns += run_ns
+        if error is None:
+            _learn(batch, run_ns)
+            for entry, result in zip(batch.entries, outputs, strict=True):
+                self._answer(entry, result)
+        elif len(batch.entries) == 1:
+            self._answer(batch.entries[0], _as_error(error))
+        else:
+            self._bisect(batch)
+
+    def _bisect(self, batch: Batch) -> None:
+        """Run the halves of a failed batch, so that a bad request fails alone."""
+        middle = len(batch.entries) // 2
+        for part in (batch.entries[:middle], batch.entries[middle:]):
+            self._send(Batch(batch.key, part, sum(e.rows for e in part)))
+
+    def _answer(self, entry: Entry, result: Sequence[Array] | MserveError) -> None:
+        entry.servable.in_flight -= 1
+        if not entry.cancelled:
+            entry.cancelled = True
+            entry.reply(result)
+
+    def _sweep(self) -> None:
+        """Answer requests whose deadline has passed, also while their model is busy."""
+        self._sweeper = None
+        now = time.monotonic_ns()
+        for entry in self.batcher.remove(lambda e: 0 < e.deadline_ns <= now or e.cancelled):
+            self._answer(entry, _too_late("waiting in the queue"))
+        for batch in self._running:
+            for entry in batch.entries:
+                if 0 < entry.deadline_ns <= now and not entry.cancelled:
+                    entry.cancelled = True
+                    entry.reply(_too_late("running"))
+        if not self.idle():
+            self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
+
+
+def _too_late(where: str) -> DeadlineExceeded:
+    return DeadlineExceeded(f"the deadline passed while the request was {where}")
+
+
+def _predict(head: Entry, rows: int) -> float:
+    """Predicted run time in nanoseconds; unknown sizes and mapped weights count as long."""
+    if not head.servable.private_memory:
+        return float("inf")
+    return head.servable.stats.curve.get((head.signature, rows.bit_length()), float("inf"))
+
+
+def _learn(batch: Batch, run_ns: int) -> None:
+    """Keep a high estimate of the run time by size: it rises at once and falls slowly."""
+    curve, key = batch.entries[0].servable.stats.curve, (batch.entries[0].signature, batch.rows.bit_length())
+    known = curve.get(key, 0.0)
+    curve[key] = max(float(run_ns), known * 0.95 + run_ns * 0.05)
+
+
+def _as_error(error: Exception) -> MserveError:
+    if isinstance(error, MserveError):
+        return error
+    return ExecutionFailed("the model failed on these inputs", found=repr(error)[:200])
+
+
+def _timed_run(batch: Batch) -> tuple[Outputs, Exception | None, int]:
+    start = time.perf_counter_ns()
+    try:
+        return run_batch(batch), None, time.perf_counter_ns() - start
+    except Exception as error:
+        return [], error, time.perf_counter_ns() - start
+
+
+def run_batch(batch: Batch) -> Outputs:
+    """Join the entries' inputs along axis 0, run once, split the outputs: one list for each entry.
+
+    Raises ExecutionFailed when the model does not return a row for each row it was given.
+    """
+    entries = batch.entries
+    first = entries[0]
+    if len(entries) == 1:
+        return [list(first.servable.compute(first.signature, first.inputs))]
+    import numpy as np
+
+    joined = {alias: np.concatenate([e.inputs[alias] for e in entries]) for alias in first.inputs}
+    outputs = first.servable.compute(first.signature, joined)
+    for alias, output in zip(first.servable.signatures[first.signature].outputs, outputs, strict=True):
+        if output.ndim == 0 or len(output) != batch.rows:
+            raise ExecutionFailed(
+                f"output {alias!r} does not have a row for each input row",
+                expected=batch.rows,
+                found=list(output.shape),
+            )
+    results: Outputs = []
+    at = 0
+    for entry in entries:
+        results.append([output[at : at + entry.rows] for output in outputs])
+        at += entry.rows
+    return results

@@ -1,0 +1,81 @@
+"""The command line: the app, and the one place where exceptions become exit codes.
+
+0 ok · 1 finding · 2 usage · 3 bad bundle or input · 4 environment · 70 our bug · 130 Ctrl-C
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Annotated
+
+import typer
+
+from . import __version__
+from .errors import MserveError
+
+COMMANDS = ("export", "inspect", "validate", "run", "list", "serve")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"mserve {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Take a trained model to production: export it, check it, measure it, serve it."""
+
+
+def build() -> typer.Typer:
+    """The app with every subcommand; their modules import nothing heavy."""
+    app = typer.Typer(
+        name="mserve",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    app.callback()(_root)
+    for name in COMMANDS:
+        app.command(name)(importlib.import_module(f"mserve.commands.{name}").command)
+    return app
+
+
+def main() -> None:
+    """Run the command line; never returns."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    try:
+        build()(args=arguments, prog_name="mserve")
+    except MserveError as error:
+        if debug:
+            raise
+        _report(error)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except Exception as error:
+        if debug:
+            raise
+        _report(
+            MserveError(
+                f"mserve failed: {type(error).__name__}: {error}",
+                hint="this is our bug; run again with `mserve --debug ...` and report what it prints",
+            )
+        )
+        sys.exit(70)
+
+
+def _report(error: MserveError) -> None:
+    """The error's parts, one to a line, on stderr."""
+    lines = [f"mserve: {error.what}", *(f"  {label}: {text}" for label, text in error.facts())]
+    if error.hint:
+        lines.append(f"  next: {error.hint}")
+    print("\n".join(lines), file=sys.stderr)

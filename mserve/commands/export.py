@@ -1,0 +1,97 @@
+"""`mserve export`: a model file becomes a new version of a base path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import UsageError
+from . import _output
+from ._output import emit_json
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+
+
+def command(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="The model: an ONNX file.")],
+    base_path: Annotated[Path, typer.Argument(metavar="BASE_PATH", help="Where the model's versions lie.")],
+    version: Annotated[str, typer.Option(help="A number, auto (the next) or time (Unix time).")] = "auto",
+    name: Annotated[str, typer.Option(help="The model's name; default: the base path's.")] = "",
+    signatures: Annotated[
+        Path | None, typer.Option(help="A TOML file of signatures; default: derived from the graph.")
+    ] = None,
+    asset: Annotated[
+        list[str] | None, typer.Option(help="PATH or PATH=NAME of a file to ship; repeatable.")
+    ] = None,
+    golden: Annotated[
+        str | None,
+        typer.Option(help="Inputs to record answers for: an npz file, or a number of rows to draw."),
+    ] = None,
+    meta: Annotated[list[str] | None, typer.Option(help="KEY=VALUE for the provenance; repeatable.")] = None,
+    shard_size: Annotated[str, typer.Option(help="Largest shard of small tensors: 512MiB, 1GB.")] = "1GiB",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Export a model as a new, immutable version of BASE_PATH."""
+    from ..exporters.pipeline import Options, export
+
+    options = Options(
+        version=version,
+        name=name,
+        signatures=signatures,
+        assets=asset or [],
+        golden=_golden(golden),
+        meta=_pairs(meta or []),
+        shard_bytes=parse_size(shard_size),
+    )
+    result = export(source, base_path, options)
+    for text in result.notes:
+        _output.note(f"note: {text}")
+    metagraph = result.metagraph
+    if as_json:
+        emit_json(
+            "export",
+            {
+                "path": str(result.path),
+                "version": result.version,
+                "identity": metagraph.identity,
+                "content": metagraph.content,
+                "bytes": result.byte_size,
+                "shards": len(metagraph.shards),
+                "signatures": {n: s.to_json() for n, s in metagraph.signatures.items()},
+                "notes": list(result.notes),
+            },
+        )
+        return
+    _output.line(str(result.path))
+    _output.note(
+        f"version {result.version}: {_output.size(result.byte_size)} in {len(metagraph.shards)} shard(s), "
+        f"identity {metagraph.identity[:12]}"
+    )
+    _output.note(f"next: mserve inspect {result.path}    mserve serve {base_path}")
+
+
+def _golden(text: str | None) -> int | Path | None:
+    if text is None:
+        return None
+    return int(text) if text.isascii() and text.isdigit() else Path(text)
+
+
+def _pairs(items: list[str]) -> dict[str, str]:
+    pairs = {}
+    for item in items:
+        key, found, value = item.partition("=")
+        if not found or not key:
+            raise UsageError("bad --meta", expected="KEY=VALUE", found=item)
+        pairs[key] = value
+    return pairs
+
+
+def parse_size(text: str) -> int:
+    """Bytes from text such as 512MiB, 1GB or 4096. Raises UsageError."""
+    number = text.rstrip("iIbBkKmMgG")
+    unit = text[len(number) :].upper().removesuffix("B")
+    if unit not in _UNITS or not number.isascii() or not number.isdigit() or int(number) == 0:
+        raise UsageError("bad size", expected="a number with KB, MB, GB, KiB, MiB or GiB", found=text)
+    return int(number) * _UNITS[unit]

@@ -1,0 +1,83 @@
+"""`mserve run`: answers from a bundle, without a server."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import EnvironmentProblem, InputError
+from . import _output
+
+
+def command(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A version directory or a base path.")],
+    inputs: Annotated[
+        str, typer.Option(help="An npz file, a JSON request, or - for JSON on standard input.")
+    ],
+    signature: Annotated[str, typer.Option(help="Which signature; default: serving_default.")] = "",
+    output: Annotated[Path | None, typer.Option(help="Write the outputs to this npz file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Run a bundle on the given inputs.
+
+    JSON inputs are a predict request: {"instances": [...]} or {"inputs": {...}}.
+    """
+    from ..loader.servable import load
+    from ..wire import tfs_json
+
+    servable = load(bundle)
+    name, spec = servable.signature(signature)
+    rows = False
+    if inputs.endswith(".npz"):
+        from ..format.golden import read_npz
+
+        arrays = read_npz(Path(inputs))
+    else:
+        arrays, rows = tfs_json.inputs_of(tfs_json.parse(_read(inputs)), spec)
+    outputs = servable.run(arrays, name)
+    if output is not None:
+        _save(output, outputs)
+    if as_json:
+        ports = {
+            a: {"dtype": spec.outputs[a].dtype, "shape": list(x.shape), "data": _lists(x)}
+            for a, x in outputs.items()
+        }
+        _output.emit_json(
+            "run",
+            {
+                "path": str(servable.bundle.path),
+                "version": servable.version,
+                "signature": name,
+                "outputs": ports,
+            },
+        )
+    elif output is None:
+        _output.line(tfs_json.encode(outputs, rows=rows).decode())
+
+
+def _read(source: str) -> bytes:
+    if source == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return Path(source).read_bytes()
+    except OSError as error:
+        raise InputError("cannot read the inputs", where=source, found=error.strerror or error) from error
+
+
+def _lists(array: Any) -> Any:
+    return array.tolist()
+
+
+def _save(path: Path, outputs: dict[str, Any]) -> None:
+    import numpy as np
+
+    plain = {a: x.astype(str) if x.dtype.kind == "O" else x for a, x in outputs.items()}
+    try:
+        np.savez(path, **plain)
+    except OSError as error:
+        raise EnvironmentProblem(
+            "cannot write the outputs", where=path, found=error.strerror or error
+        ) from error

@@ -1,0 +1,265 @@
+"""The server: one event loop that owns connections, queues and versions.
+
+Start: bind, load in the background, say where it listens; the last line of the start-up
+message is a request that can be pasted. Stop (SIGTERM or Ctrl-C): not ready, no new
+connections, finish what was accepted, exit 0; a second signal stops at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvloop
+
+from .. import __version__
+from ..batching.batcher import Entry, Limits
+from ..batching.executor import Executor
+from ..errors import BundleError, EnvironmentProblem, MethodNotAllowed, NotFound, UsageError
+from ..format import META_FILE, open_bundle
+from ..format.layout import versions
+from ..front import Front
+from ..loader.reconciler import ModelConfig, Reconciler
+from ..runtime.ort import cpu_budget, share_threads
+from ..wire import tfs_json
+from ..wire.http1 import TEXT, Request, Response, json_response
+from .http import BODY_BYTES_MAX, Connection, Reply
+from .metrics import CONTENT_TYPE, Metrics
+from .tfs_rest import TfsRest, parse_path
+
+log = logging.getLogger("mserve")
+
+GRACE_S = 30.0
+SETTLE_S = 60.0
+INLINE_BODY_CHARS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to serve; the command line's flags."""
+
+    base_path: Path
+    name: str = ""
+    host: str = "127.0.0.1"
+    port: int = 8501
+    limits: Limits = Limits()  # noqa: RUF009 - frozen
+    body_max: int = BODY_BYTES_MAX
+    timeout_s: float = 30.0
+    poll_s: float = 1.0
+    latest: int = 1
+
+
+def models_of(options: Options) -> list[ModelConfig]:
+    """The models under a path: one base path, or a directory of base paths.
+
+    Raises UsageError for a path that can never become one.
+    """
+    base = options.base_path
+    if base.is_file():
+        hint = f"export it first: mserve export {base} BASE_PATH, then: mserve serve BASE_PATH"
+        raise UsageError("serve takes a base path, not a file", where=base, hint=hint)
+    if (base / META_FILE).exists():
+        raise UsageError(
+            "this is one version, not a base path", where=base, hint=f"mserve serve {base.resolve().parent}"
+        )
+    if base.is_dir() and not versions(base):
+        inner = sorted(d for d in base.iterdir() if d.is_dir() and not d.name.startswith(".") and versions(d))
+        if inner:
+            if options.name:
+                raise UsageError(
+                    "--name is for one model", where=base, found=", ".join(d.name for d in inner)
+                )
+            return [ModelConfig(d.name, d, options.latest) for d in inner]
+    return [ModelConfig(options.name or _recorded_name(base), base, options.latest)]
+
+
+def _recorded_name(base: Path) -> str:
+    """The name recorded at export in the newest version that can be read, else the directory's."""
+    try:
+        for path in reversed(list(versions(base).values())):
+            try:
+                if name := open_bundle(path).metagraph.name:
+                    return name
+            except BundleError:
+                continue
+    except OSError:
+        pass
+    return base.resolve().name
+
+
+class Server:
+    """Everything that lives on the event loop."""
+
+    def __init__(self, options: Options, models: Sequence[ModelConfig]) -> None:
+        self.options = options
+        budget = cpu_budget()
+        self.reconciler = Reconciler(models, poll_s=options.poll_s)
+        self.executor = Executor(options.limits, workers=budget)
+        self.front = Front(self.reconciler.models, self.executor, options.timeout_s)
+        self.metrics = Metrics(self.reconciler.models)
+        self.connections: set[Connection] = set()
+        self.draining = False
+        self._tfs = TfsRest(self.front, self.metrics)
+
+    def handle(self, request: Request, reply: Reply) -> Entry | None:
+        """Route one request. Raises MserveError."""
+        route = parse_path(request.target)
+        if route is not None:
+            return self._tfs.handle(route, request, reply)
+        path = request.target.split(b"?", 1)[0].decode("latin-1")
+        page = self._page(path)
+        if page is None:
+            raise NotFound("no such page", where=path, hint="GET /v1/models lists the models")
+        if request.method != "GET":
+            raise MethodNotAllowed("the page answers another method", expected="GET", found=request.method)
+        reply(page)
+        return None
+
+    def _page(self, path: str) -> Response | None:
+        if path in ("/metrics", "/monitoring/prometheus/metrics"):
+            return Response(200, self.metrics.render(), CONTENT_TYPE)
+        if path == "/livez":
+            return Response(200, b"ok\n", TEXT)
+        if path == "/readyz":
+            missing = self.unready()
+            text = "ok\n" if not missing else "\n".join(missing) + "\n"
+            return Response(503 if missing else 200, text.encode(), TEXT)
+        if path == "/":
+            return json_response({"server": "mserve", "version": __version__, "models": "/v1/models"})
+        return None
+
+    def unready(self) -> list[str]:
+        """Why the server is not ready, a line for each reason; empty when it is."""
+        if self.draining:
+            return ["shutting down"]
+        models = self.reconciler.models.items()
+        return [f"{name}: {m.why_unavailable()}" for name, m in models if not m.available]
+
+    def connection(self) -> Connection:
+        """A protocol for a new client."""
+        return Connection(self.handle, self.connections, self.options.body_max)
+
+
+def run(options: Options) -> int:
+    """Serve until a signal says stop. Returns the exit code.
+
+    Raises UsageError (path), EnvironmentProblem (port taken).
+    """
+    models = models_of(options)
+    share_threads(cpu_budget())
+    return uvloop.run(_serve(options, models))
+
+
+async def _serve(options: Options, models: Sequence[ModelConfig]) -> int:
+    loop = asyncio.get_running_loop()
+    server = Server(options, models)
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            log.warning("second signal: stopping at once")
+            os._exit(130)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    listener = await _listen(loop, server)
+    port = listener.sockets[0].getsockname()[1]
+    background = [
+        loop.create_task(server.reconciler.run()),
+        loop.create_task(_sweep(server)),
+        loop.create_task(_announce(server, options.host, port)),
+    ]
+    await stop.wait()
+    await _drain(server, listener)
+    for task in background:
+        task.cancel()
+    await asyncio.gather(*background, return_exceptions=True)
+    server.executor.close()
+    await server.reconciler.close()
+    return 0
+
+
+async def _listen(loop: asyncio.AbstractEventLoop, server: Server) -> asyncio.Server:
+    options = server.options
+    try:
+        return await loop.create_server(server.connection, options.host, options.port, backlog=4096)
+    except OSError as error:
+        taken = error.errno == errno.EADDRINUSE
+        raise EnvironmentProblem(
+            "the port is taken" if taken else "cannot listen",
+            where=f"{options.host}:{options.port}",
+            found="another process listens there" if taken else (error.strerror or error),
+            hint="choose another --port; --port 0 takes any free one" if taken else "check --host and --port",
+        ) from error
+
+
+async def _sweep(server: Server) -> None:
+    while True:
+        await asyncio.sleep(1.0)
+        now = time.monotonic()
+        for connection in list(server.connections):
+            connection.sweep(now)
+
+
+async def _drain(server: Server, listener: asyncio.Server) -> None:
+    """Stop taking connections, finish what was accepted, within the grace time."""
+    log.info("stopping: finishing %d connections", len(server.connections))
+    server.draining = True
+    listener.close()
+    for connection in list(server.connections):
+        connection.drain()
+    deadline = time.monotonic() + GRACE_S
+    while time.monotonic() < deadline and (server.connections or not server.executor.idle()):
+        await asyncio.sleep(0.02)
+        for connection in list(server.connections):
+            connection.drain()
+    if server.connections:
+        log.warning("stopping: %d connections were cut after %g s", len(server.connections), GRACE_S)
+
+
+async def _announce(server: Server, host: str, port: int) -> None:
+    """Say where the server listens, what it serves, and how to ask it."""
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    _say(f"mserve {__version__} listening on {url} (Ctrl-C stops)")
+    start = time.monotonic()
+    while not server.reconciler.settled() and time.monotonic() - start < SETTLE_S:
+        await asyncio.sleep(0.01)
+    for name, model in server.reconciler.models.items():
+        for version, servable in model.available.items():
+            names = ", ".join(servable.signatures)
+            size = servable.bundle.byte_size / 1e6
+            _say(f"  {name} version {version}: available ({size:.1f} MB; signatures: {names})")
+        if not model.available:
+            _say(f"  {name}: nothing to serve yet: {model.why_unavailable()}")
+    while True:
+        for name, model in server.reconciler.models.items():
+            if model.available:
+                _say("Ask it:")
+                _say("  " + curl_line(server.front, name, url))
+                return
+        await asyncio.sleep(0.2)
+
+
+def curl_line(front: Front, name: str, url: str) -> str:
+    """A shell line that makes a prediction when pasted."""
+    servable = front.resolve(name)
+    _, spec = servable.signature()
+    body = tfs_json.encode_inputs(servable.example(), rows=spec.batch_axis is not None).decode()
+    call = shlex.quote(f"{url}/v1/models/{name}:predict")
+    if len(body) <= INLINE_BODY_CHARS:
+        return f"curl -s -d {shlex.quote(body)} {call}"
+    return f"curl -s {shlex.quote(f'{url}/v1/models/{name}/example')} | curl -s -d @- {call}"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

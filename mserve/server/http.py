@@ -1,0 +1,252 @@
+"""HTTP/1.1 connections: bytes in, requests to a handler, responses out in order.
+
+A connection parses with llhttp and hands each complete request to the handler, which
+answers by a callback, at once or later. Requests of one connection may be answered out
+of order by the batcher; a queue of pending answers puts them back in order. Everything
+that a client can make grow is limited: the header section, the body, requests in flight
+on one connection, and the time to send a request; a client that does not read its
+answers is not read from either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import httptools
+
+from ..batching.batcher import Entry
+from ..errors import HeadersTooLarge, MserveError, PayloadTooLarge, RequestError
+from ..wire.http1 import Request, Response, json_response
+
+Reply = Callable[[Response], None]
+Handler = Callable[[Request, Reply], Entry | None]
+
+PIPELINE_MAX = 16
+HEAD_BYTES_MAX = 32 << 10
+BODY_BYTES_MAX = 64 << 20
+SEND_TIMEOUT_S = 30.0
+IDLE_TIMEOUT_S = 75.0
+LINGER_S = 2.0
+WRITE_BUFFER_BYTES = 1 << 20
+
+
+@dataclass(slots=True, eq=False)
+class _Pending:
+    """A request that was handed over: its answer's bytes once known, and what to cancel."""
+
+    keep_alive: bool
+    answer: bytes | None = None
+    entry: Entry | None = None
+
+
+def error_response(error: MserveError) -> Response:
+    """An error as clients of TensorFlow Serving know it: a status and `{"error": text}`."""
+    headers: tuple[tuple[str, str], ...] = ()
+    if isinstance(error, RequestError) and error.retry_after_s:
+        headers = (("Retry-After", str(error.retry_after_s)),)
+    return json_response({"error": str(error)}, error.http_status, headers)
+
+
+class Connection(asyncio.Protocol):
+    """One client connection. `peers` is the set of open connections, kept by the listener."""
+
+    def __init__(self, handler: Handler, peers: set[Connection], body_max: int = BODY_BYTES_MAX) -> None:
+        self._handler = handler
+        self._peers = peers
+        self._body_max = body_max
+        self._transport: asyncio.Transport | None = None
+        self._pending: deque[_Pending] = deque()
+        self._paused = False
+        self._closing = False
+        self._lingering = False
+        self.draining = False
+        self._reset()
+        self._parser = httptools.HttpRequestParser(self)
+        self.quiet_since = time.monotonic()
+
+    def _reset(self) -> None:
+        self._target = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._in_head = True
+        self._head_bytes = 0
+        self._body: list[bytes] | bytearray = []
+        self._body_bytes = 0
+        self._started: float | None = None
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+        self._transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)  # type: ignore[union-attr]
+        self._peers.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._peers.discard(self)
+        self._closing = True
+        for pending in self._pending:
+            if pending.entry is not None:
+                pending.entry.cancelled = True
+        self._pending.clear()
+        self._transport = None
+
+    def data_received(self, data: bytes) -> None:
+        if self._closing or self._lingering:
+            return
+        self.quiet_since = time.monotonic()
+        if self._started is None:
+            self._started = self.quiet_since
+        try:
+            self._parser.feed_data(data)
+            if self._in_head:
+                self._head_bytes += len(data)
+                if self._head_bytes > HEAD_BYTES_MAX:
+                    raise HeadersTooLarge(
+                        "the header section is too large", expected=f"at most {HEAD_BYTES_MAX} bytes"
+                    )
+        except httptools.HttpParserUpgrade:
+            self._refuse(RequestError("this server does not upgrade connections"))
+        except httptools.HttpParserCallbackError as error:
+            cause = error.__context__
+            self._refuse(
+                cause if isinstance(cause, MserveError) else MserveError("internal error", found=repr(cause))
+            )
+        except httptools.HttpParserError as error:
+            self._refuse(RequestError("not a valid HTTP request", found=error))
+        except MserveError as error:
+            self._refuse(error)
+        if len(self._pending) >= PIPELINE_MAX:
+            self._pause(True)
+
+    def eof_received(self) -> bool:
+        """The client will send no more; answers on their way still go out."""
+        self._closing = True
+        return bool(self._pending)
+
+    def pause_writing(self) -> None:
+        self._pause(True)
+
+    def resume_writing(self) -> None:
+        self._pause(len(self._pending) >= PIPELINE_MAX)
+
+    # httptools' callbacks
+
+    def on_url(self, url: bytes) -> None:
+        self._target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers[name.lower()] = value
+        self._head_bytes += len(name) + len(value)
+        if self._head_bytes > HEAD_BYTES_MAX:
+            raise HeadersTooLarge(
+                "the header section is too large", expected=f"at most {HEAD_BYTES_MAX} bytes"
+            )
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        length = self._headers.get(b"content-length", b"")
+        if length.isdigit():
+            self._check_body(int(length))
+            if int(length) > 65536:
+                self._body = bytearray(int(length))
+        if self._headers.get(b"expect", b"").lower() == b"100-continue" and self._transport:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        at, self._body_bytes = self._body_bytes, self._body_bytes + len(body)
+        self._check_body(self._body_bytes)
+        if isinstance(self._body, list):
+            self._body.append(body)
+        else:
+            self._body[at : self._body_bytes] = body
+
+    def on_message_complete(self) -> None:
+        body = self._body
+        whole = body if isinstance(body, bytearray) else (body[0] if len(body) == 1 else b"".join(body))
+        request = Request(self._parser.get_method().decode("latin-1"), self._target, self._headers, whole)
+        pending = _Pending(self._parser.should_keep_alive())
+        self._reset()
+        self._pending.append(pending)
+
+        def reply(response: Response) -> None:
+            self._answer(pending, response)
+
+        try:
+            pending.entry = self._handler(request, reply)
+        except MserveError as error:
+            reply(error_response(error))
+
+    # answers
+
+    def _answer(self, pending: _Pending, response: Response) -> None:
+        keep = pending.keep_alive and not self.draining
+        pending.keep_alive = keep
+        pending.answer = response.encode(keep_alive=keep)
+        if self._transport is None:
+            return
+        ready = []
+        while self._pending and self._pending[0].answer is not None:
+            first = self._pending.popleft()
+            ready.append(first.answer)
+            if not first.keep_alive:
+                self._closing = True
+                break
+        if ready:
+            self._transport.write(ready[0] if len(ready) == 1 else b"".join(ready))  # type: ignore[arg-type]
+        if self._closing and not self._pending and self._lingering:
+            # Closing now, with bytes of the client unread, would reset the connection and
+            # could take the answer with it: end our side, and let the client end its own.
+            self._started = time.monotonic() - SEND_TIMEOUT_S + LINGER_S
+            self._transport.write_eof()
+        elif self._closing and (not self._pending or not keep):
+            self._transport.close()
+        elif self._paused and len(self._pending) < PIPELINE_MAX:
+            self._pause(False)
+
+    def _refuse(self, error: MserveError) -> None:
+        """Answer what cannot be parsed, behind what is still to be answered, and close."""
+        pending = _Pending(keep_alive=False)
+        self._pending.append(pending)
+        self._lingering = True
+        self._answer(pending, error_response(error))
+
+    def _check_body(self, size: int) -> None:
+        if size > self._body_max:
+            raise PayloadTooLarge(
+                "the request body is too large", expected=f"at most {self._body_max} bytes", found=size
+            )
+
+    def _pause(self, paused: bool) -> None:
+        if self._transport is None or self._transport.is_closing() or paused == self._paused:
+            return
+        self._paused = paused
+        if paused:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
+    # called by the listener
+
+    def sweep(self, now: float) -> None:
+        """Close a connection that is idle too long, or sends a request too slowly."""
+        if self._transport is None or self._pending:
+            return
+        if self._started is not None and now - self._started > SEND_TIMEOUT_S:
+            if self._lingering:
+                self._transport.close()
+                return
+            late = json_response({"error": f"the request was not complete after {SEND_TIMEOUT_S:g} s"}, 408)
+            self._closing = True
+            self._transport.write(late.encode(keep_alive=False))
+            self._transport.close()
+        elif self._started is None and now - self.quiet_since > IDLE_TIMEOUT_S:
+            self._transport.close()
+
+    def drain(self) -> None:
+        """Finish what was accepted, then close; an idle connection closes at once."""
+        self.draining = True
+        if self._transport is not None and not self._pending and self._started is None:
+            self._transport.close()

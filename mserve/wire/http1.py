@@ -1,0 +1,49 @@
+"""HTTP/1.1 messages: a request, a response, and the bytes of a response. Parsing is llhttp's (httptools)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+
+import orjson
+
+JSON = "application/json"
+TEXT = "text/plain; charset=utf-8"
+
+_REASONS = {status.value: status.phrase for status in HTTPStatus}
+
+
+@dataclass(slots=True)
+class Request:
+    """One parsed request. Header names are lower case; of a doubled header the last value stands."""
+
+    method: str
+    target: bytes
+    headers: Mapping[bytes, bytes]
+    body: bytes | bytearray
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One response; `headers` come in addition to Content-Type and Content-Length."""
+
+    status: int
+    body: bytes
+    content_type: str = JSON
+    headers: tuple[tuple[str, str], ...] = field(default=())
+
+    def encode(self, *, keep_alive: bool) -> bytes:
+        """The bytes on the wire."""
+        extra = "".join(f"{name}: {value}\r\n" for name, value in self.headers)
+        head = (
+            f"HTTP/1.1 {self.status} {_REASONS.get(self.status, 'Unknown')}\r\n"
+            f"Content-Type: {self.content_type}\r\nContent-Length: {len(self.body)}\r\n{extra}"
+            f"{'' if keep_alive else 'Connection: close' + chr(13) + chr(10)}\r\n"
+        )
+        return head.encode("latin-1") + self.body
+
+
+def json_response(value: object, status: int = 200, headers: tuple[tuple[str, str], ...] = ()) -> Response:
+    """A response whose body is a value as JSON."""
+    return Response(status, orjson.dumps(value), JSON, headers)

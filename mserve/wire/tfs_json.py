@@ -1,0 +1,280 @@
+"""JSON bodies of TensorFlow Serving's REST predict call, to arrays and back.
+
+Two forms. Row form: `{"instances": [row, ...]}`, answered `{"predictions": [row, ...]}`;
+a row is a value for a signature with one input, and an object of named values otherwise.
+Column form: `{"inputs": value or {name: value}}`, answered `{"outputs": ...}`, where
+the sizes of axis 0 need not agree. `{"b64": "..."}` stands for a string's bytes.
+
+Behaviour follows https://www.tensorflow.org/tfx/serving/api_rest, with defects mended:
+numbers out of an integer dtype's range are refused instead of wrapped, unknown names are
+refused in both forms, and text behind the JSON value is refused. NaN and Infinity, which
+JSON lacks and clients of TensorFlow Serving send and expect, are read and written.
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+from base64 import b64decode
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any
+
+import orjson
+
+from ..errors import RequestError
+from ..tensors import DTYPES, Array, Signature, TensorSpec, check_names, show_shape
+
+MAX_DEPTH = 64
+
+
+def parse(body: bytes) -> dict[str, Any]:
+    """A request body as an object. Raises RequestError with the byte where it stops being JSON."""
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        value = _parse_lenient(body, error)
+    if not isinstance(value, dict):
+        raise RequestError(
+            "the body is not a JSON object", expected='{"instances": [...]}', found=_kind(value)
+        )
+    return value
+
+
+def _parse_lenient(body: bytes, error: orjson.JSONDecodeError) -> Any:
+    """JSON with bare NaN, Infinity and -Infinity; anything else keeps the strict reader's complaint."""
+    if b"NaN" in body or b"Infinity" in body:
+        try:
+            return json.loads(body)
+        except (ValueError, RecursionError):
+            pass
+    raise RequestError(
+        "the body is not valid JSON",
+        where=f"byte {error.pos}",
+        found=error.msg,
+        hint="check the body you send",
+    ) from error
+
+
+def signature_name(body: Mapping[str, Any]) -> str:
+    """The `signature_name` of a request, "" if absent. Raises RequestError."""
+    name = body.get("signature_name", "")
+    if not isinstance(name, str):
+        raise RequestError("signature_name is not a string", found=_kind(name))
+    return name
+
+
+def inputs_of(body: Mapping[str, Any], signature: Signature) -> tuple[dict[str, Array], bool]:
+    """A predict request's arrays by alias, and whether it came in row form. Raises RequestError."""
+    rows, columns = body.get("instances"), body.get("inputs")
+    if (rows is None) == (columns is None):
+        raise RequestError(
+            "a predict request needs exactly one of 'instances' and 'inputs'",
+            found="both" if rows is not None else "neither",
+        )
+    if rows is not None:
+        return _from_rows(rows, signature), True
+    return _from_columns(columns, signature), False
+
+
+def _from_rows(rows: Any, signature: Signature) -> dict[str, Array]:
+    if not isinstance(rows, list):
+        raise RequestError("'instances' is not a list", found=_kind(rows))
+    named = bool(rows) and isinstance(rows[0], dict) and not _is_b64(rows[0])
+    if not named and len(signature.inputs) != 1:
+        raise RequestError(
+            "a row is not an object",
+            expected=f"an object with the inputs {', '.join(signature.inputs)}",
+            found=_kind(rows[0]) if rows else "no rows",
+        )
+    if not named:
+        alias, spec = next(iter(signature.inputs.items()))
+        return {alias: to_array(rows, spec, alias)}
+    for index, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise RequestError(f"instance {index} is not an object as the first one is", found=_kind(row))
+        try:
+            check_names(signature, row)
+        except RequestError as error:
+            error.where = f"instance {index}"
+            raise
+    return {a: to_array([row[a] for row in rows], spec, a) for a, spec in signature.inputs.items()}
+
+
+def _from_columns(columns: Any, signature: Signature) -> dict[str, Array]:
+    if isinstance(columns, dict) and not _is_b64(columns):
+        check_names(signature, columns)
+        return {a: to_array(columns[a], spec, a) for a, spec in signature.inputs.items()}
+    if len(signature.inputs) != 1:
+        raise RequestError(
+            "'inputs' is not an object",
+            expected=f"an object with the inputs {', '.join(signature.inputs)}",
+            found=_kind(columns),
+        )
+    alias, spec = next(iter(signature.inputs.items()))
+    return {alias: to_array(columns, spec, alias)}
+
+
+def to_array(value: Any, spec: TensorSpec, alias: str) -> Array:
+    """A JSON value as an array of the input's dtype; its shape is what the value's nesting says.
+
+    Raises RequestError: ragged lists, values of another kind, integers out of range.
+    """
+    import numpy as np
+
+    leaves, shape = _flatten(value, alias)
+    if not leaves:
+        return np.empty(shape, DTYPES[spec.dtype].to_numpy())
+    if spec.dtype == "string":
+        array = np.empty(len(leaves), object)
+        array[:] = [_text(leaf, alias) for leaf in leaves]
+        return array.reshape(shape)
+    return _numbers(leaves, spec, alias).reshape(shape)
+
+
+def _flatten(value: Any, alias: str) -> tuple[list[Any], list[int]]:
+    """The leaves of nested lists in order, and their shape. Raises RequestError when they are ragged."""
+    level, shape = [value], list[int]()
+    while level and isinstance(level[0], list):
+        if len(shape) == MAX_DEPTH:
+            raise RequestError(
+                f"input {alias!r} is nested too deeply", expected=f"at most {MAX_DEPTH} levels"
+            )
+        if set(map(type, level)) != {list} or len(set(map(len, level))) != 1:
+            found = sorted({f"a list of {len(x)}" if isinstance(x, list) else _kind(x) for x in level})
+            raise RequestError(
+                f"input {alias!r} is ragged",
+                where=f"level {len(shape)} of the nesting",
+                expected=f"lists of {len(level[0])} everywhere",
+                found=" and ".join(found[:3]),
+            )
+        shape.append(len(level[0]))
+        level = list(chain.from_iterable(level))
+    return level, shape
+
+
+def _numbers(leaves: list[Any], spec: TensorSpec, alias: str) -> Array:
+    import numpy as np
+
+    target = DTYPES[spec.dtype].to_numpy()
+    kinds = set(map(type, leaves))
+    if target.kind == "b":
+        allowed: set[type] = {bool}
+    elif target.kind in "iu":
+        allowed = {int}
+    else:
+        allowed = {int, float}
+    if not kinds <= allowed:
+        wrong = next(leaf for leaf in leaves if type(leaf) not in allowed)
+        raise RequestError(
+            f"input {alias!r} has a value of the wrong kind", expected=spec.dtype, found=_show(wrong)
+        )
+    if target.kind in "iu":
+        limits = np.iinfo(target)
+        low, high = min(leaves), max(leaves)
+        if low < limits.min or high > limits.max:
+            raise RequestError(
+                f"input {alias!r} has a value out of range",
+                expected=f"{spec.dtype}: {limits.min} to {limits.max}",
+                found=low if low < limits.min else high,
+            )
+        return np.array(leaves, target)
+    with np.errstate(over="ignore"):
+        try:
+            return np.array(leaves, np.float64 if target.kind == "f" else target).astype(target)
+        except OverflowError as error:
+            raise RequestError(f"input {alias!r} has a number that no float holds") from error
+
+
+def _text(leaf: Any, alias: str) -> str:
+    if isinstance(leaf, str):
+        return leaf
+    if _is_b64(leaf):
+        try:
+            return b64decode(leaf["b64"], validate=True).decode()
+        except (binascii.Error, ValueError) as error:
+            raise RequestError(
+                f"input {alias!r} has a bad b64 value", expected="base64 of UTF-8 text", found=error
+            ) from error
+    raise RequestError(f"input {alias!r} has a value of the wrong kind", expected="string", found=_show(leaf))
+
+
+def _is_b64(value: Any) -> bool:
+    return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
+
+
+def _show(value: Any) -> str:
+    return f"{json.dumps(value)[:60]} ({_kind(value)})"
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", type(None): "null", bool: "a boolean"}
+    return names.get(type(value), "a number")
+
+
+def encode(outputs: Mapping[str, Array], *, rows: bool) -> bytes:
+    """The answer to a predict request, in the form it was asked in.
+
+    Raises RequestError when the outputs have no common row count and row form was asked for.
+    """
+    if not rows:
+        return _columns("outputs", outputs, bare=len(outputs) == 1)
+    return _rows("predictions", outputs, bare=len(outputs) == 1)
+
+
+def encode_inputs(inputs: Mapping[str, Array], *, rows: bool) -> bytes:
+    """A predict request's body for the given arrays: the inverse of `inputs_of`."""
+    return (
+        _rows("instances", inputs, bare=len(inputs) == 1) if rows else _columns("inputs", inputs, bare=False)
+    )
+
+
+def _columns(key: str, arrays: Mapping[str, Array], *, bare: bool) -> bytes:
+    finite = all(_is_finite(array) for array in arrays.values())
+    values = {alias: _plain(array, finite) for alias, array in arrays.items()}
+    return _dump(key, next(iter(values.values())) if bare else values, finite)
+
+
+def _rows(key: str, arrays: Mapping[str, Array], *, bare: bool) -> bytes:
+    counts = {array.shape[0] if array.ndim else -1 for array in arrays.values()}
+    if len(counts) != 1 or -1 in counts:
+        raise RequestError(
+            "the arrays cannot be given in rows",
+            expected="one size of axis 0",
+            found=", ".join(f"{a}: {show_shape(array.shape)}" for a, array in arrays.items()),
+            hint="use the column form: 'inputs' instead of 'instances'",
+        )
+    finite = all(_is_finite(array) for array in arrays.values())
+    values = {alias: _plain(array, finite) for alias, array in arrays.items()}
+    if bare:
+        return _dump(key, next(iter(values.values())), finite)
+    return _dump(key, [{a: v[i] for a, v in values.items()} for i in range(counts.pop())], finite)
+
+
+def _is_finite(array: Array) -> bool:
+    import numpy as np
+
+    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
+
+
+def _plain(array: Array, finite: bool) -> Any:
+    """An array as something the writer knows: itself, or lists of Python values.
+
+    Half-size floats are widened; a float32 keeps its shortest decimal form.
+    """
+    import numpy as np
+
+    if array.dtype.kind not in "fiubO" or array.dtype == np.float16:
+        array = array.astype(np.float32)
+    if array.dtype.kind == "f" and not finite:
+        return array.astype(str).astype(np.float64).tolist()
+    if array.dtype.kind == "O" or array.ndim == 0 or not finite:
+        return array.tolist()
+    return np.ascontiguousarray(array)
+
+
+def _dump(key: str, value: Any, finite: bool) -> bytes:
+    """JSON; NaN and Infinity, which only the slower writer can express, make it lenient."""
+    if not finite:
+        return json.dumps({key: value}, ensure_ascii=False).encode()
+    return orjson.dumps({key: value}, option=orjson.OPT_SERIALIZE_NUMPY)
