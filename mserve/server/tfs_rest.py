@@ -13,6 +13,7 @@ of models exists, a wrong method is 405, the answering version stands in the hea
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +31,8 @@ from ..wire import tfs_json
 from ..wire.http1 import JSON, Request, Response, json_response
 from .http import Reply, error_response
 from .metrics import Metrics
+
+log = logging.getLogger("mserve")
 
 VERSION_HEADER = "mserve-model-version"
 _PATH = re.compile(r"/v1/models(?:/([^/:]+)(?:/versions/(\d+)|/labels/([^/:]+))?(?::(\w+)|/(\w+))?)?/?")
@@ -137,6 +140,9 @@ class TfsRest:
                     response = Response(200, body, JSON, ((VERSION_HEADER, str(servable.version)),))
                 except MserveError as error:
                     response = error_response(error)
+                except Exception as error:  # a client must never be left without an answer
+                    log.exception("our bug while encoding an answer of %s", name)
+                    response = error_response(MserveError("internal error", found=repr(error)[:200]))
             else:
                 response = error_response(result)
             self._metrics.count(name, response.status, time.monotonic_ns() - start)

@@ -248,7 +248,15 @@ def _rows(key: str, arrays: Mapping[str, Array], *, bare: bool) -> bytes:
     values = {alias: _plain(array, finite) for alias, array in arrays.items()}
     if bare:
         return _dump(key, next(iter(values.values())), finite)
-    return _dump(key, [{a: v[i] for a, v in values.items()} for i in range(counts.pop())], finite)
+    columns = {a: _row_values(v) for a, v in values.items()}
+    return _dump(key, [{a: v[i] for a, v in columns.items()} for i in range(counts.pop())], finite)
+
+
+def _row_values(value: Any) -> Any:
+    """What can be taken apart row by row: orjson does not know all of numpy's integer scalars."""
+    if isinstance(value, list) or value.ndim > 1 or value.dtype.kind == "f":
+        return value
+    return value.tolist()
 
 
 def _is_finite(array: Array) -> bool:
