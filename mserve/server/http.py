@@ -11,6 +11,7 @@ answers is not read from either.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -21,6 +22,8 @@ import httptools
 from ..batching.batcher import Entry
 from ..errors import HeadersTooLarge, MserveError, PayloadTooLarge, RequestError
 from ..wire.http1 import Request, Response, json_response
+
+log = logging.getLogger("mserve")
 
 Reply = Callable[[Response], None]
 Handler = Callable[[Request, Reply], Entry | None]
@@ -61,6 +64,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._pending: deque[_Pending] = deque()
         self._paused = False
+        self._unread = False
         self._closing = False
         self._lingering = False
         self.draining = False
@@ -100,15 +104,13 @@ class Connection(asyncio.Protocol):
         if self._started is None:
             self._started = self.quiet_since
         try:
-            self._parser.feed_data(data)
+            self._feed(data)
             if self._in_head:
                 self._head_bytes += len(data)
                 if self._head_bytes > HEAD_BYTES_MAX:
                     raise HeadersTooLarge(
                         "the header section is too large", expected=f"at most {HEAD_BYTES_MAX} bytes"
                     )
-        except httptools.HttpParserUpgrade:
-            self._refuse(RequestError("this server does not upgrade connections"))
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
             self._refuse(
@@ -118,8 +120,24 @@ class Connection(asyncio.Protocol):
             self._refuse(RequestError("not a valid HTTP request", found=error))
         except MserveError as error:
             self._refuse(error)
-        if len(self._pending) >= PIPELINE_MAX:
-            self._pause(True)
+        self._regulate()
+
+    def _feed(self, data: bytes) -> None:
+        """Parse. An offer to upgrade (Java's client makes one on every first request) is declined
+        by reading the request again without it, since llhttp would take no body behind it.
+        """
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            rest = data[offer.args[0] :]
+            method, target, headers = self._parser.get_method(), self._target, self._headers
+            kept = [
+                (n, v) for n, v in headers.items() if n not in (b"upgrade", b"connection", b"http2-settings")
+            ]
+            head = b"".join([b"%s: %s\r\n" % pair for pair in kept])
+            self._reset()
+            self._parser = httptools.HttpRequestParser(self)
+            self._feed(b"%s %s HTTP/1.1\r\n%s\r\n%s" % (method, target, head, rest))
 
     def eof_received(self) -> bool:
         """The client will send no more; answers on their way still go out."""
@@ -127,10 +145,12 @@ class Connection(asyncio.Protocol):
         return bool(self._pending)
 
     def pause_writing(self) -> None:
-        self._pause(True)
+        self._unread = True
+        self._regulate()
 
     def resume_writing(self) -> None:
-        self._pause(len(self._pending) >= PIPELINE_MAX)
+        self._unread = False
+        self._regulate()
 
     # httptools' callbacks
 
@@ -164,6 +184,8 @@ class Connection(asyncio.Protocol):
             self._body[at : self._body_bytes] = body
 
     def on_message_complete(self) -> None:
+        if self._parser.should_upgrade():
+            return  # `_feed` reads the request again without the offer
         body = self._body
         whole = body if isinstance(body, bytearray) else (body[0] if len(body) == 1 else b"".join(body))
         request = Request(self._parser.get_method().decode("latin-1"), self._target, self._headers, whole)
@@ -178,6 +200,9 @@ class Connection(asyncio.Protocol):
             pending.entry = self._handler(request, reply)
         except MserveError as error:
             reply(error_response(error))
+        except Exception as error:  # a client must never be left without an answer
+            log.exception("our bug while handling %s", request.target[:200])
+            reply(error_response(MserveError("internal error", found=repr(error)[:200])))
 
     # answers
 
@@ -203,8 +228,8 @@ class Connection(asyncio.Protocol):
             self._transport.write_eof()
         elif self._closing and (not self._pending or not keep):
             self._transport.close()
-        elif self._paused and len(self._pending) < PIPELINE_MAX:
-            self._pause(False)
+        elif self._paused:
+            self._regulate()
 
     def _refuse(self, error: MserveError) -> None:
         """Answer what cannot be parsed, behind what is still to be answered, and close."""
@@ -219,8 +244,10 @@ class Connection(asyncio.Protocol):
                 "the request body is too large", expected=f"at most {self._body_max} bytes", found=size
             )
 
-    def _pause(self, paused: bool) -> None:
-        if self._transport is None or self._transport.is_closing() or paused == self._paused:
+    def _regulate(self) -> None:
+        """Read from the client only while it reads its answers and not too many are pending."""
+        paused = self._unread or len(self._pending) >= PIPELINE_MAX
+        if paused == self._paused or self._transport is None or self._transport.is_closing():
             return
         self._paused = paused
         if paused:

@@ -23,6 +23,7 @@ from urllib.parse import unquote
 
 from ..batching.batcher import Entry
 from ..errors import MethodNotAllowed, MserveError, NotFound, RequestError, UnsupportedEncoding
+from ..format.layout import MAX_VERSION
 from ..front import Front
 from ..loader.reconciler import Model, Slot
 from ..loader.servable import Servable, State
@@ -68,8 +69,8 @@ def parse_path(target: bytes) -> Route | None:
     if match is None:
         return None
     name, version, label, verb, page = match.groups()
-    if version is not None and int(version) > 2**63 - 1:
-        raise RequestError(f"Failed to convert version: {version} to numeric.")
+    if version is not None and (len(version) > 19 or int(version) > MAX_VERSION):
+        raise RequestError(f"Failed to convert version: {version[:32]} to numeric.")
     return Route(
         None if name is None else unquote(name),
         None if version is None else int(version),
