@@ -1,0 +1,191 @@
+"""The executor with a real loop, real threads and real models."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import mserve
+from mserve.batching.batcher import Limits
+from mserve.batching.executor import Executor
+from mserve.errors import DeadlineExceeded, ExecutionFailed, MserveError
+from mserve.front import Front
+from mserve.loader.servable import Servable
+
+DEFAULTS = Limits()
+
+
+def lookup_model() -> onnx.ModelProto:
+    """y = table[i]: an index behind the table's end makes the run fail."""
+    table = numpy_helper.from_array(np.arange(20, dtype=np.float32).reshape(10, 2), "table")
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["table", "i"], ["y"])],
+        "lookup",
+        [helper.make_tensor_value_info("i", TensorProto.INT64, ["N"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 2])],
+        [table],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+@pytest.fixture
+def lookup(tmp_path: Path) -> Servable:
+    mserve.export(lookup_model(), tmp_path / "lookup")
+    return mserve.load(tmp_path / "lookup")
+
+
+def on_loop(work: Callable[[Executor, Front], Coroutine[Any, Any, None]], limits: Limits = DEFAULTS) -> None:
+    async def main() -> None:
+        executor = Executor(limits, workers=2)
+        try:
+            await work(executor, Front({}, executor))
+        finally:
+            executor.close()
+
+    asyncio.run(main())
+
+
+async def ask(front: Front, servable: Servable, requests: list[list[int]]) -> list[Any]:
+    """Send all requests in one tick; return what each was answered, in order."""
+    loop = asyncio.get_running_loop()
+    futures = [loop.create_future() for _ in requests]
+    for indices, future in zip(requests, futures, strict=True):
+        front.predict(servable, "serving_default", {"i": np.array(indices, np.int64)}, future.set_result)
+    return await asyncio.gather(*futures)
+
+
+def test_requests_of_one_tick_form_one_batch(lookup: Servable) -> None:
+    async def work(executor: Executor, front: Front) -> None:
+        answers = await ask(front, lookup, [[1], [2, 3], [], [4]])
+        for indices, answer in zip([[1], [2, 3], [], [4]], answers, strict=True):
+            assert np.array_equal(answer[0], np.array([[2 * i, 2 * i + 1] for i in indices]).reshape(-1, 2))
+
+    on_loop(work)
+    assert lookup.stats.rows == 4
+    assert lookup.stats.batches == 2  # the request without rows runs by itself
+    assert lookup.in_flight == 0
+
+
+def test_a_bad_request_fails_alone(lookup: Servable) -> None:
+    """Its neighbours in the batch get their answers, wherever it stands."""
+
+    async def work(executor: Executor, front: Front) -> None:
+        for bad in range(7):
+            requests = [[i] for i in range(7)]
+            requests[bad] = [99]
+            answers = await ask(front, lookup, requests)
+            assert isinstance(answers[bad], ExecutionFailed)
+            for i in set(range(7)) - {bad}:
+                assert answers[i][0].tolist() == [[2.0 * i, 2.0 * i + 1]]
+
+    on_loop(work)
+    assert lookup.in_flight == 0
+
+
+def test_a_short_model_comes_to_run_on_the_loop_itself(lookup: Servable) -> None:
+    async def work(executor: Executor, front: Front) -> None:
+        for _ in range(50):
+            await ask(front, lookup, [[1]])
+
+    on_loop(work)
+    assert lookup.stats.inline > 0
+
+
+def test_mapped_weights_are_never_read_on_the_loop(lookup: Servable) -> None:
+    """A page of a mapped table may have to come from the disk."""
+    lookup.private_memory = False
+
+    async def work(executor: Executor, front: Front) -> None:
+        for _ in range(50):
+            await ask(front, lookup, [[1]])
+
+    on_loop(work)
+    assert lookup.stats.inline == 0
+    assert lookup.stats.batches == 50
+
+
+def test_a_deadline_passes_in_the_queue(lookup: Servable) -> None:
+    async def work(executor: Executor, front: Front) -> None:
+        front.timeout_ns = 1
+        answers = await ask(front, lookup, [[1], [2]])
+        assert all(isinstance(a, DeadlineExceeded) for a in answers)
+
+    on_loop(work, Limits(delay_ns=10_000_000_000))
+    assert lookup.in_flight == 0
+
+
+def test_a_delay_collects_requests_of_several_ticks(lookup: Servable) -> None:
+    async def work(executor: Executor, front: Front) -> None:
+        first = asyncio.ensure_future(ask(front, lookup, [[1]]))
+        await asyncio.sleep(0.002)
+        second = asyncio.ensure_future(ask(front, lookup, [[2]]))
+        started = time.monotonic()
+        await asyncio.gather(first, second)
+        assert time.monotonic() - started >= 0.1
+
+    on_loop(work, Limits(delay_ns=150_000_000))
+    assert (lookup.stats.batches, lookup.stats.rows) == (1, 2)
+
+
+def test_who_has_left_costs_no_run(lookup: Servable) -> None:
+    async def work(executor: Executor, front: Front) -> None:
+        answered: list[object] = []
+        entry = front.predict(lookup, "serving_default", {"i": np.array([1])}, answered.append)
+        entry.cancelled = True
+        await ask(front, lookup, [[2]])
+        assert answered == []
+
+    on_loop(work)
+    assert lookup.stats.rows == 1
+    assert lookup.in_flight == 0
+
+
+def test_a_model_that_does_not_return_a_row_for_each_row(tmp_path: Path) -> None:
+    """It was declared batched by hand, and is not: each request is answered as if alone."""
+    graph = helper.make_graph(
+        [helper.make_node("Unique", ["x"], ["y"], sorted=1)],
+        "unique",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["M"])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    toml = tmp_path / "signatures.toml"
+    toml.write_text(
+        "[signatures.serving_default]\nbatch_axis = 0\n"
+        'inputs.x = { tensor = "x" }\noutputs.y = { tensor = "y" }\n'
+    )
+    mserve.export(model, tmp_path / "unique", signatures=toml, golden=0)
+    servable = mserve.load(tmp_path / "unique")
+
+    async def work(executor: Executor, front: Front) -> None:
+        loop = asyncio.get_running_loop()
+        futures: list[asyncio.Future[Any]] = [loop.create_future() for _ in range(2)]
+        for value, future in zip((1.0, 1.0), futures, strict=True):
+            front.predict(
+                servable, "serving_default", {"x": np.array([value], np.float32)}, future.set_result
+            )
+        for answer in await asyncio.gather(*futures):
+            assert answer[0].tolist() == [1.0]
+
+    on_loop(work)
+
+
+def test_closing_answers_what_waits(lookup: Servable) -> None:
+    answers: list[Any] = []
+
+    async def main() -> None:
+        executor = Executor(Limits(delay_ns=10_000_000_000), workers=1)
+        Front({}, executor).predict(lookup, "serving_default", {"i": np.array([1])}, answers.append)
+        executor.close()
+
+    asyncio.run(main())
+    assert len(answers) == 1
+    assert isinstance(answers[0], MserveError)

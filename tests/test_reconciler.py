@@ -1,0 +1,156 @@
+"""What the reconciler decides: tables of what is on the disk and what is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mserve.loader.reconciler import Action, Slot, plan
+from mserve.loader.servable import State
+from mserve.loader.source import Candidate, scan
+
+LATER = 10**9
+
+
+def disk(*versions: int) -> dict[int, Candidate]:
+    return {v: Candidate(Path(str(v)), (v, 0, 0)) for v in versions}
+
+
+def slots(**states: str) -> dict[int, Slot]:
+    """`v1="available"`: files as on the disk; a failed or waiting version is due LATER."""
+    found = {}
+    for name, state in states.items():
+        version = int(name[1:])
+        found[version] = Slot(
+            version, Path(str(version)), State(state), fingerprint=(version, 0, 0), retry_at_ns=LATER
+        )
+    return found
+
+
+def load(v: int) -> Action:
+    return Action("load", v)
+
+
+CASES = [
+    ("an empty server loads the newest", disk(1, 2, 3), slots(), 1, 0, [load(3)]),
+    ("two of the newest, newest first", disk(1, 2, 3), slots(), 2, 0, [load(3), load(2)]),
+    ("nothing to do", disk(1, 2), slots(v2="available"), 1, 0, []),
+    ("a new version is loaded before the old one goes", disk(1, 2), slots(v1="available"), 1, 0, [load(2)]),
+    ("while the new one loads, the old one stays", disk(1, 2), slots(v1="available", v2="loading"), 1, 0, []),
+    ("then the old one goes", disk(1, 2), slots(v1="available", v2="available"), 1, 0, [Action("unload", 1)]),
+    ("a draining version is left alone", disk(1, 2), slots(v1="draining", v2="available"), 1, 0, []),
+    (
+        "a waiting newest does not keep the older from loading",
+        disk(1, 2),
+        slots(v2="waiting"),
+        1,
+        0,
+        [load(1)],
+    ),
+    ("a failed newest does not unload the older", disk(1, 2), slots(v1="available", v2="failed"), 1, 0, []),
+    ("a failed version is tried again when it is time", disk(1), slots(v1="failed"), 1, LATER, [load(1)]),
+    (
+        "a waiting version is looked at again when it is time",
+        disk(1),
+        slots(v1="waiting"),
+        1,
+        LATER,
+        [load(1)],
+    ),
+    (
+        "changed files are tried at once",
+        {1: Candidate(Path("1"), (9, 9, 9))},
+        slots(v1="failed"),
+        1,
+        0,
+        [load(1)],
+    ),
+    (
+        "a removed version goes when another serves",
+        disk(2),
+        slots(v1="available", v2="available"),
+        1,
+        0,
+        [Action("unload", 1)],
+    ),
+    ("a removed newest gives way to the older", disk(1), slots(v2="available"), 1, 0, [load(1)]),
+    ("an emptied base path changes nothing", disk(), slots(v2="available"), 1, 0, []),
+    (
+        "what failed and is gone is forgotten",
+        disk(1),
+        slots(v1="available", v2="failed"),
+        1,
+        0,
+        [Action("forget", 2)],
+    ),
+    (
+        "an old version that waits is forgotten once newer ones serve",
+        disk(1, 2),
+        slots(v1="waiting", v2="available"),
+        1,
+        0,
+        [Action("forget", 1)],
+    ),
+    ("loading and gone: it finishes first", disk(2), slots(v1="loading", v2="available"), 1, 0, []),
+]
+
+
+@pytest.mark.parametrize(
+    ("what", "candidates", "now_slots", "latest", "now", "expected"), CASES, ids=[c[0] for c in CASES]
+)
+def test_plan(
+    what: str,
+    candidates: dict[int, Candidate],
+    now_slots: dict[int, Slot],
+    latest: int,
+    now: int,
+    expected: list[Action],
+) -> None:
+    assert plan(candidates, now_slots, latest, now) == expected, what
+
+
+@given(
+    st.sets(st.integers(1, 6)),
+    st.dictionaries(
+        st.integers(1, 6), st.sampled_from(["waiting", "loading", "available", "draining", "failed"])
+    ),
+    st.integers(1, 3),
+    st.sampled_from([0, LATER]),
+)
+def test_no_plan_takes_the_service_down(
+    versions: set[int], states: dict[int, str], latest: int, now: int
+) -> None:
+    """After any plan: what was available still is unless another wanted one is; states allow each action."""
+    current = slots(**{f"v{v}": s for v, s in states.items()})
+    actions = plan(disk(*versions), current, latest, now)
+    assert len({a.version for a in actions}) == len(actions)
+    available = {v for v, s in current.items() if s.state is State.AVAILABLE}
+    unloaded = {a.version for a in actions if a.kind == "unload"}
+    assert not available or available - unloaded
+    for action in actions:
+        state = current[action.version].state if action.version in current else None
+        allowed = {
+            "load": {None, State.WAITING, State.FAILED},
+            "unload": {State.AVAILABLE},
+            "forget": {State.WAITING, State.FAILED},
+        }
+        assert state in allowed[action.kind]
+        assert action.kind != "load" or action.version in versions
+
+
+def test_scan_passes_over_what_is_no_version(tmp_path: Path) -> None:
+    for name in ("00000001", "2", ".tmp-3", "latest", "4.bak", "-5"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "6").write_text("a file")
+    found = scan(tmp_path)
+    assert sorted(found.candidates) == [1, 2]
+    assert found.problem == ""
+
+
+def test_scan_of_a_missing_path_is_a_problem_not_an_error(tmp_path: Path) -> None:
+    found = scan(tmp_path / "nope")
+    assert found.candidates == {}
+    assert "No such file" in found.problem
