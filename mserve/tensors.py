@@ -125,7 +125,7 @@ class TensorSpec:
         name, dtype, shape = value.get("tensor"), value.get("dtype"), value.get("shape")
         if not isinstance(name, str) or not name:
             raise MetaGraphMalformed("a tensor description has no tensor name", where=where)
-        if dtype not in DTYPES:
+        if not isinstance(dtype, str) or dtype not in DTYPES:
             raise MetaGraphMalformed("unknown dtype", where=where, expected="a known dtype", found=dtype)
         if shape is not None and not (isinstance(shape, list) and all(_is_dim(d) for d in shape)):
             raise MetaGraphMalformed(
