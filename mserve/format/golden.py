@@ -50,7 +50,12 @@ def _storable(array: Array) -> Array:
 
 def unpack(path: Path, signatures: Mapping[str, Signature]) -> dict[str, Golden]:
     """Read a golden file for the given signatures. Raises MetaGraphMalformed when it does not fit them."""
-    arrays = read_npz(path)
+    try:
+        arrays = read_npz(path)
+    except InputError as error:
+        raise MetaGraphMalformed(
+            "the golden samples cannot be read", where=path, found=error.found or error.what
+        ) from error
     samples = {}
     for name, signature in signatures.items():
         sides = []

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from time import perf_counter_ns
 
-from ..errors import MserveError, NotFound
+from ..errors import ExecutionFailed, ModelRefused, MserveError, NotFound
 from ..examples import generate
 from ..format import Bundle, open_bundle
 from ..format.golden import Golden, unpack
@@ -115,9 +115,19 @@ class Servable:
         return session.run(self._plans[signature][0], {ports[a].name: x for a, x in inputs.items()})
 
     def warm_up(self) -> None:
-        """Run the golden samples once, or made-up inputs where there are none."""
+        """Run the golden samples once, or made-up inputs where there are none.
+
+        Raises ModelRefused when the model fails on its own golden samples.
+        """
         for name, sample in self.golden.items():
-            self.compute(name, sample.inputs)
+            try:
+                self.compute(name, sample.inputs)
+            except ExecutionFailed as error:
+                raise ModelRefused(
+                    "the model fails on its own golden samples",
+                    where=f"{self.bundle.path}: signature {name}",
+                    found=error.found,
+                ) from error
         if not self.golden:
             name, signature = self.signature()
             with suppress(MserveError):  # made-up inputs may not suit the model
