@@ -94,6 +94,28 @@ def dtype_of(array: Array) -> str:
     return array.dtype.name
 
 
+def plain_text(array: Array) -> Array:
+    """Text as ONNX Runtime takes it, an object array of str; other arrays as they are.
+
+    Bytes are read as UTF-8. ONNX Runtime would take any object as its `str()`, so that b"x"
+    and None would become the texts "b'x'" and "None"; a RequestError is raised instead.
+    """
+    import numpy as np
+
+    if array.dtype.kind not in "OUST":
+        return array
+    try:
+        words = [x.decode() if isinstance(x, bytes) else x for x in array.ravel().tolist()]
+    except UnicodeDecodeError as error:
+        raise RequestError("text is not UTF-8", found=error) from error
+    odd = next((x for x in words if not isinstance(x, str)), "")
+    if not isinstance(odd, str):
+        raise RequestError("an array of objects holds no text", expected="str", found=type(odd).__name__)
+    text: Array = np.empty(len(words), dtype=object)
+    text[:] = words
+    return text.reshape(array.shape)
+
+
 def show_shape(shape: Shape) -> str:
     """A shape as people write it: `[batch, 784]`, `[]` for a scalar, `[...]` for unknown rank."""
     return "[...]" if shape is None else "[" + ", ".join(str(d) for d in shape) + "]"

@@ -44,8 +44,18 @@ def pack(samples: Mapping[str, Golden]) -> bytes:
 
 
 def _storable(array: Array) -> Array:
-    """numpy's archive has no word for text objects; they become unicode arrays."""
-    return array.astype(str) if dtype_of(array) == "string" else array
+    """numpy's archive has no word for text objects; they become unicode arrays.
+
+    Raises InputError for text that such an array cannot hold: it ends in NUL.
+    """
+    import numpy as np
+
+    if dtype_of(array) != "string":
+        return array
+    stored = array.astype(str)
+    if not np.array_equal(stored.astype(object), array):
+        raise InputError("golden text ends in NUL, which an npz archive cannot hold")
+    return stored
 
 
 def unpack(path: Path, signatures: Mapping[str, Signature]) -> dict[str, Golden]:

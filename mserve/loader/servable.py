@@ -23,7 +23,7 @@ from ..examples import generate
 from ..format import Bundle, open_bundle
 from ..format.golden import Golden, unpack
 from ..runtime.ort import Session, open_session
-from ..tensors import DEFAULT_SIGNATURE, Array, Signature, check_inputs
+from ..tensors import DEFAULT_SIGNATURE, Array, Signature, check_inputs, plain_text
 
 
 class State(enum.Enum):
@@ -96,13 +96,13 @@ class Servable:
     def run(self, inputs: Mapping[str, Array], signature: str = "") -> dict[str, Array]:
         """Check the inputs against a signature and compute its outputs, by alias.
 
-        Text may be given as numpy text or object arrays. Raises NotFound, RequestError or
+        Text may be given as numpy text, bytes or object arrays. Raises NotFound, RequestError or
         ExecutionFailed.
         """
         import numpy as np
 
         name, spec = self.signature(signature)
-        arrays = {a: _plain_text(np.asarray(x)) for a, x in inputs.items()}
+        arrays = {a: plain_text(np.asarray(x)) for a, x in inputs.items()}
         check_inputs(spec, arrays)
         return dict(zip(self._plans[name][1], self.compute(name, arrays), strict=True))
 
@@ -146,10 +146,6 @@ class Servable:
     def close(self) -> None:
         """Free the session and its memory; nothing may be in flight."""
         self._session = None
-
-
-def _plain_text(array: Array) -> Array:
-    return array.astype(object) if array.dtype.kind in "UST" else array
 
 
 def load(path: str | os.PathLike[str]) -> Servable:
