@@ -74,7 +74,10 @@ def _check_directories(bundle: Bundle) -> None:
     for path in (bundle.path / name for name in names - {PurePosixPath(".")}):
         if path.is_symlink():
             raise NotAFile(
-                "a directory of the bundle is a link", where=path, expected="a directory", found=path.readlink()
+                "a directory of the bundle is a link",
+                where=path,
+                expected="a directory",
+                found=path.readlink(),
             )
 
 
