@@ -80,7 +80,8 @@ def export(source: Any, base_path: str | os.PathLike[str], options: Options) -> 
         _refer(parts.graph, placed)
         session = _open(parts.graph, staging, shards)
         run = _runner(session)
-        chosen, free, notes = _signatures(parts.graph, options.signatures, run, str(source)[:200])
+        where = str(source) if isinstance(source, str | os.PathLike) else "the model object"
+        chosen, free, notes = _signatures(parts.graph, options.signatures, run, where)
         samples, note = _golden(options.golden, chosen, free, run)
         notes += [note] if note else []
         metagraph = MetaGraph(
