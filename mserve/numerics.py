@@ -39,13 +39,13 @@ def compare(expected: Array, actual: Array, rtol: float = RTOL, atol: float = AT
     if expected.dtype.kind != "f" and expected.dtype.name not in ("bfloat16",):
         wrong = np.asarray(expected != actual)
         first = tuple(int(i) for i in np.argwhere(wrong)[0]) if wrong.any() else ()
-        reason = (
-            f"{int(wrong.sum())} of {wrong.size} elements differ, first at {list(first)}" if first else ""
-        )
-        return Difference(not wrong.any(), float(wrong.sum()), first, reason)
-    a, b = expected.astype(np.float64), actual.astype(np.float64)
+        if not wrong.any():
+            return Difference(True, 0.0, (), "")
+        reason = f"{int(wrong.sum())} of {wrong.size} elements differ, first at {list(first)}"
+        return Difference(False, float(wrong.sum()), first, reason)
     with np.errstate(invalid="ignore"):
-        gap = np.abs(a - b)
+        a, b = expected.astype(np.float64), actual.astype(np.float64)
+        gap = np.asarray(np.abs(a - b))  # for scalars, numpy gives a number and not an array
         gap[(a == b) | (np.isnan(a) & np.isnan(b))] = 0.0
         gap[np.isnan(gap)] = np.inf
         over = gap > atol + rtol * np.where(np.isfinite(a), np.abs(a), 0.0)

@@ -95,6 +95,28 @@ def dtype_of(array: Array) -> str:
     return array.dtype.name
 
 
+def plain_text(array: Array) -> Array:
+    """Text as ONNX Runtime takes it, an object array of str; other arrays as they are.
+
+    Bytes are read as UTF-8. ONNX Runtime would take any object as its `str()`, so that b"x"
+    and None would become the texts "b'x'" and "None"; a RequestError is raised instead.
+    """
+    import numpy as np
+
+    if array.dtype.kind not in "OUST":
+        return array
+    try:
+        words = [x.decode() if isinstance(x, bytes) else x for x in array.ravel().tolist()]
+    except UnicodeDecodeError as error:
+        raise RequestError("text is not UTF-8", found=error) from error
+    odd = next((x for x in words if not isinstance(x, str)), "")
+    if not isinstance(odd, str):
+        raise RequestError("an array of objects holds no text", expected="str", found=type(odd).__name__)
+    text: Array = np.empty(len(words), dtype=object)
+    text[:] = words
+    return text.reshape(array.shape)
+
+
 def show_shape(shape: Shape) -> str:
     """A shape as people write it: `[batch, 784]`, `[]` for a scalar, `[...]` for unknown rank."""
     return "[...]" if shape is None else "[" + ", ".join(str(d) for d in shape) + "]"
@@ -126,7 +148,7 @@ class TensorSpec:
         name, dtype, shape = value.get("tensor"), value.get("dtype"), value.get("shape")
         if not isinstance(name, str) or not name:
             raise MetaGraphMalformed("a tensor description has no tensor name", where=where)
-        if dtype not in DTYPES:
+        if not isinstance(dtype, str) or dtype not in DTYPES:
             raise MetaGraphMalformed("unknown dtype", where=where, expected="a known dtype", found=dtype)
         if shape is not None and not (isinstance(shape, list) and all(_is_dim(d) for d in shape)):
             raise MetaGraphMalformed("bad shape", where=where, expected="sizes >= 0 and symbols", found=shape)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from ..format.graph import MAX_DIMS
 from ..format.metagraph import PREFIX
 from ..format.shards import Tensor, chunked
 from ..tensors import BY_ONNX
@@ -210,6 +211,13 @@ def _externalise(proto: onnx.TensorProto, directory: Path | None, where: str) ->
             found=_type_name(proto.data_type),
         )
     shape = tuple(proto.dims)
+    if len(shape) > MAX_DIMS:
+        raise InputError(
+            "a weight has too many dimensions",
+            where=f"{where}: {proto.name}",
+            expected=f"at most {MAX_DIMS}",
+            found=len(shape),
+        )
     size = dtype.byte_size(_elements(proto, where))
     if dtype.bits == 0 or size < INLINE_BYTES:
         _make_inline(proto, directory, where)
@@ -279,6 +287,8 @@ def _external(proto: onnx.TensorProto, size: int, directory: Path | None, where:
                     expected=f"{size} bytes at byte {offset}",
                     found=f"length {length}, file of {available} bytes",
                 )
+            if size == 0:
+                return memoryview(b"")
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise InputError(

@@ -15,19 +15,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError, UsageError
+from ..errors import InputError, UnsafePath, UsageError
 from ..examples import generate
 from ..format import GOLDEN_FILE, META_FILE, FileRecord, MetaGraph
 from ..format import golden as golden_file
 from ..format.golden import Golden
 from ..format.graph import DIGEST_KEY
-from ..format.layout import MAX_VERSION
+from ..format.layout import MAX_VERSION, OWN_ASSETS, safe_relative
 from ..format.metagraph import parse, seal
 from ..format.shards import DEFAULT_SHARD_BYTES, Placed
 from ..format.writer import Staging, stage
 from ..numerics import compare
 from ..runtime.ort import Session, map_file, session_from
-from ..tensors import DEFAULT_SIGNATURE, Array, Signature, check_inputs
+from ..tensors import DEFAULT_SIGNATURE, Array, Signature, check_inputs, plain_text
 from . import onnx_model, signatures
 
 if TYPE_CHECKING:
@@ -47,9 +47,9 @@ class Options:
 
     version: int | str = "auto"
     name: str = ""
-    signatures: Mapping[str, Signature] | Path | None = None
+    signatures: Mapping[str, Signature] | str | os.PathLike[str] | None = None
     assets: Sequence[str | os.PathLike[str]] = ()
-    golden: int | Path | Mapping[str, Array] | None = None
+    golden: int | str | os.PathLike[str] | Mapping[str, Array] | None = None
     meta: Mapping[str, str] = field(default_factory=dict)
     shard_bytes: int = DEFAULT_SHARD_BYTES
 
@@ -80,7 +80,8 @@ def export(source: Any, base_path: str | os.PathLike[str], options: Options) -> 
         _refer(parts.graph, placed)
         session = _open(parts.graph, staging, shards)
         run = _runner(session)
-        chosen, free, notes = _signatures(parts.graph, options.signatures, run, str(source)[:200])
+        where = str(source) if isinstance(source, str | os.PathLike) else "the model object"
+        chosen, free, notes = _signatures(parts.graph, options.signatures, run, where)
         samples, note = _golden(options.golden, chosen, free, run)
         notes += [note] if note else []
         metagraph = MetaGraph(
@@ -121,11 +122,22 @@ def _asset_names(assets: Sequence[str | os.PathLike[str]]) -> dict[str, Path]:
         target = f"assets/{name or path.name}"
         if not path.is_file():
             raise UsageError("an asset is not a file", where=path)
-        if target in named or target.startswith("assets/mserve/"):
-            reason = "the name is taken" if target in named else "the name is reserved"
+        if reason := _unfit(target, named):
             raise UsageError("an asset cannot be stored", where=path, found=f"{target}: {reason}")
         named[target] = path
     return named
+
+
+def _unfit(target: str, named: Mapping[str, Path]) -> str:
+    """Why an asset cannot have this place, or "". A name may be neither a file nor a directory of others."""
+    try:
+        safe_relative(target, "")
+    except UnsafePath:
+        return "the name leads out of the bundle"
+    if f"{target}/".startswith(f"{OWN_ASSETS}/"):
+        return "the name is reserved"
+    nested = any(f"{target}/".startswith(f"{n}/") or n.startswith(f"{target}/") for n in named)
+    return "the name is taken" if nested else ""
 
 
 def _refer(model: onnx.ModelProto, placed: Mapping[str, Placed]) -> None:
@@ -156,14 +168,17 @@ def _runner(session: Session) -> signatures.Run:
 
 
 def _signatures(
-    model: onnx.ModelProto, given: Mapping[str, Signature] | Path | None, run: signatures.Run, where: str
+    model: onnx.ModelProto,
+    given: Mapping[str, Signature] | str | os.PathLike[str] | None,
+    run: signatures.Run,
+    where: str,
 ) -> tuple[dict[str, Signature], int | None, list[str]]:
     if given is None:
         proposed = {DEFAULT_SIGNATURE: signatures.derive(model.graph, where)}
     elif isinstance(given, Mapping):
         proposed = dict(given)
     else:
-        proposed = signatures.read_toml(given, model.graph)
+        proposed = signatures.read_toml(Path(given), model.graph)
     chosen, size, notes = {}, None, []
     for name, signature in proposed.items():
         if signature.batch_axis is None:
@@ -175,12 +190,14 @@ def _signatures(
 
 
 def _golden(
-    golden: int | Path | Mapping[str, Array] | None,
+    golden: int | str | os.PathLike[str] | Mapping[str, Array] | None,
     chosen: Mapping[str, Signature],
     free: int | None,
     run: signatures.Run,
 ) -> tuple[dict[str, Golden], str]:
     """Record outputs for given or drawn inputs; an unsteady model (random operators) records none."""
+    import numpy as np
+
     name = DEFAULT_SIGNATURE if DEFAULT_SIGNATURE in chosen else next(iter(chosen))
     signature = chosen[name]
     if isinstance(golden, int):
@@ -192,9 +209,9 @@ def _golden(
             return {}, ""
         inputs = generate(signature, DEFAULT_GOLDEN_ROWS, free=free)
     else:
-        given = dict(golden) if isinstance(golden, Mapping) else golden_file.read_npz(golden)
-        inputs = {a: x.astype(object) if x.dtype.kind in "UST" else x for a, x in given.items()}
+        inputs = dict(golden) if isinstance(golden, Mapping) else golden_file.read_npz(Path(golden))
     try:
+        inputs = {alias: plain_text(np.asarray(x)) for alias, x in inputs.items()}
         check_inputs(signature, inputs)
         first, second = run(signature, inputs), run(signature, inputs)
     except Exception as error:

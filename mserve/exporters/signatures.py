@@ -148,10 +148,13 @@ _CANNOT_RUN = (
 
 
 def with_batch_axis(signature: Signature) -> Signature:
-    """The signature with batch axis 0, and that axis called "batch" everywhere."""
+    """The signature with batch axis 0, and that axis called "batch", or a name that no other axis has."""
+    specs = (*signature.inputs.values(), *signature.outputs.values())
+    taken = {dim for spec in specs for dim in (spec.shape or ())[1:]}
+    name = next(n for n in ("batch", *(f"batch_{i}" for i in range(len(taken)))) if n not in taken)
 
     def rename(spec: TensorSpec) -> TensorSpec:
-        return TensorSpec(spec.name, spec.dtype, ("batch", *spec.shape[1:]) if spec.shape else spec.shape)
+        return TensorSpec(spec.name, spec.dtype, (name, *spec.shape[1:]) if spec.shape else spec.shape)
 
     return Signature(
         signature.method,

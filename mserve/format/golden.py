@@ -44,13 +44,28 @@ def pack(samples: Mapping[str, Golden]) -> bytes:
 
 
 def _storable(array: Array) -> Array:
-    """numpy's archive has no word for text objects; they become unicode arrays."""
-    return array.astype(str) if dtype_of(array) == "string" else array
+    """numpy's archive has no word for text objects; they become unicode arrays.
+
+    Raises InputError for text that such an array cannot hold: it ends in NUL.
+    """
+    import numpy as np
+
+    if dtype_of(array) != "string":
+        return array
+    stored = array.astype(str)
+    if not np.array_equal(stored.astype(object), array):
+        raise InputError("golden text ends in NUL, which an npz archive cannot hold")
+    return stored
 
 
 def unpack(path: Path, signatures: Mapping[str, Signature]) -> dict[str, Golden]:
     """Read a golden file for the given signatures. Raises MetaGraphMalformed when it does not fit them."""
-    arrays = read_npz(path)
+    try:
+        arrays = read_npz(path)
+    except InputError as error:
+        raise MetaGraphMalformed(
+            "the golden samples cannot be read", where=path, found=error.found or error.what
+        ) from error
     samples = {}
     for name, signature in signatures.items():
         sides = []

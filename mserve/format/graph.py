@@ -19,6 +19,7 @@ from ..wire import protobuf
 from .metagraph import METADATA_PROPS, MetaGraph, read_prop
 
 EXTERNAL = 1
+MAX_DIMS = 32  # more than HDF5 can hold
 DIGEST_KEY = "sha256"
 
 
@@ -53,6 +54,8 @@ class Graph:
     opsets: dict[str, int] = field(default_factory=dict)
     operators: Counter[str] = field(default_factory=Counter)
     weights: list[Weight] = field(default_factory=list)
+    inputs: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
     functions: int = 0
     metadata: dict[str, str] = field(default_factory=dict)
 
@@ -74,7 +77,7 @@ def read_graph(data: bytes, where: object) -> Graph:
     try:
         for f in protobuf.fields(data):
             if f.number == 1:
-                graph.ir_version = f.value
+                graph.ir_version = protobuf.integer(f)
             elif f.number in producer:
                 producer[f.number] = protobuf.text(data, f)
             elif f.number == 7:
@@ -96,25 +99,37 @@ def read_graph(data: bytes, where: object) -> Graph:
 
 def _opset(data: bytes, record: protobuf.Field) -> tuple[str, int]:
     domain, version = "", 0
-    for f in protobuf.fields(data, record.start, record.end):
+    for f in protobuf.inside(data, record):
         if f.number == 1:
             domain = protobuf.text(data, f)
         elif f.number == 2:
-            version = f.value
+            version = protobuf.integer(f)
     return domain, version
 
 
 def _read_main(data: bytes, record: protobuf.Field, graph: Graph) -> None:
-    for f in protobuf.fields(data, record.start, record.end):
+    for f in protobuf.inside(data, record):
         if f.number == 1:
             graph.operators[_operator(data, f)] += 1
         elif f.number == 5:
             graph.weights.append(_weight(data, f))
+        elif f.number == 11:
+            graph.inputs.append(_value_name(data, f))
+        elif f.number == 12:
+            graph.outputs.append(_value_name(data, f))
+
+
+def _value_name(data: bytes, record: protobuf.Field) -> str:
+    name = ""
+    for f in protobuf.inside(data, record):
+        if f.number == 1:
+            name = protobuf.text(data, f)
+    return name
 
 
 def _operator(data: bytes, record: protobuf.Field) -> str:
     op = domain = ""
-    for f in protobuf.fields(data, record.start, record.end):
+    for f in protobuf.inside(data, record):
         if f.number == 4:
             op = protobuf.text(data, f)
         elif f.number == 7:
@@ -126,20 +141,24 @@ def _weight(data: bytes, record: protobuf.Field) -> Weight:
     name, dtype, location, shape = "", 0, 0, list[int]()
     external: dict[str, str] = {}
     sha256, inline = "", 0
-    for f in protobuf.fields(data, record.start, record.end):
+    for f in protobuf.inside(data, record):
         if f.number == 1:
             shape += protobuf.packed_varints(data, f)
         elif f.number == 2:
-            dtype = f.value
+            dtype = protobuf.integer(f)
         elif f.number == 8:
             name = protobuf.text(data, f)
         elif f.number in (4, 5, 6, 7, 9, 10, 11):
             inline += f.end - f.start
         elif f.number == 13:
             key, value = read_prop(data, f)
+            if key in external:
+                raise protobuf.Malformed(f"external {key[:32]!r} stands twice", record.record_start)
             external[key] = value
         elif f.number == 14:
-            location = f.value
+            location = protobuf.integer(f)
+            if location not in (0, EXTERNAL):
+                raise protobuf.Malformed(f"data location {location}", f.record_start)
         elif f.number == 16:
             key, value = read_prop(data, f)
             sha256 = value if key == DIGEST_KEY else sha256
@@ -160,6 +179,23 @@ def _number(external: dict[str, str], key: str, record: protobuf.Field) -> int:
     return int(text)
 
 
+def check_signatures(graph: Graph, metagraph: MetaGraph, where: object) -> None:
+    """Every tensor that a signature names is an input, or an output, of the graph. Raises MetaGraphMalformed."""
+    for name, signature in metagraph.signatures.items():
+        for side, known, ports in (
+            ("inputs", graph.inputs, signature.inputs),
+            ("outputs", graph.outputs, signature.outputs),
+        ):
+            for alias, spec in ports.items():
+                if spec.name not in known:
+                    raise MetaGraphMalformed(
+                        f"a signature names a tensor that is not among the graph's {side}",
+                        where=f"{where}: signature {name}.{side}.{alias}",
+                        expected=", ".join(known[:20]),
+                        found=repr(spec.name),
+                    )
+
+
 def check_placement(graph: Graph, metagraph: MetaGraph, where: object) -> None:
     """Every external tensor lies in a listed shard, inside it, and has the size of its shape.
 
@@ -167,6 +203,13 @@ def check_placement(graph: Graph, metagraph: MetaGraph, where: object) -> None:
     """
     sizes = {record.name: record.size for record in metagraph.shards}
     for w in graph.weights:
+        if len(w.shape) > MAX_DIMS:
+            raise MetaGraphMalformed(
+                "a tensor has too many dimensions",
+                where=f"{where}: {w.name}",
+                expected=f"at most {MAX_DIMS}",
+                found=len(w.shape),
+            )
         if any(d < 0 for d in w.shape):
             raise MetaGraphMalformed(
                 "a tensor has a negative size", where=f"{where}: {w.name}", found=list(w.shape)

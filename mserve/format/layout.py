@@ -14,7 +14,7 @@ OWN_ASSETS = "assets/mserve"
 GOLDEN_FILE = "assets/mserve/golden.npz"
 TEMP_PREFIX = ".tmp-"
 MAX_VERSION = 2**63 - 1
-_SHARD = re.compile(r"export-(\d{5})-of-(\d{5})")
+_SHARD = re.compile(r"export-[0-9]{5}-of-[0-9]{5}")
 
 
 def version_dir(version: int) -> str:
@@ -92,13 +92,8 @@ def _listing(path: Path) -> str:
 def safe_relative(name: str, where: object) -> str:
     """Return `name` if it stays inside the bundle in every spelling. Raises UnsafePath."""
     parts = name.split("/")
-    if (
-        not name
-        or "\\" in name
-        or "\0" in name
-        or any(p in ("", ".", "..") for p in parts)
-        or ":" in parts[0]
-    ):
+    unsafe = "\\" in name or "\0" in name or any(p in ("", ".", "..") for p in parts) or ":" in parts[0]
+    if unsafe or any("\ud800" <= c <= "\udfff" for c in name):  # a lone surrogate has no UTF-8 form
         raise UnsafePath(
             "a file name leads out of the bundle",
             where=where,

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +34,7 @@ MAX_META_BYTES = 2**31 - 1
 MAX_VALUE_BYTES = 64 << 20
 _TRAILER_HEAD = b"\x72\x51\x0a\x0dmserve.sha256\x12\x40"
 TRAILER_BYTES = len(_TRAILER_HEAD) + 64
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 # Entries that do not take part in the content digest: what they say may differ between
 # two exports of one model.
@@ -111,7 +114,7 @@ def parse(data: bytes, where: object) -> MetaGraph:
     identity = _check_trailer(data, where)
     entries = _entries(data, where)
     version = _json(entries, "mserve.format", where)
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:
         raise FormatUnsupported(
             "the bundle was written in another format version",
             where=where,
@@ -125,13 +128,13 @@ def parse(data: bytes, where: object) -> MetaGraph:
         raise MetaGraphMalformed("mserve.name, .provenance or .content has the wrong type", where=where)
     if not isinstance(signatures, dict) or not signatures:
         raise MetaGraphMalformed("mserve.signatures is not an object with one entry or more", where=where)
-    golden = _json(entries, "mserve.golden", where) if "mserve.golden" in entries else None
+    golden = [_json(entries, "mserve.golden", where)] if "mserve.golden" in entries else []
     result = MetaGraph(
         name=name,
         signatures={k: Signature.from_json(v, f"{where}: signature {k}") for k, v in signatures.items()},
         shards=_records(_json(entries, "mserve.shards", where), where),
         assets=_records(_json(entries, "mserve.assets", where), where),
-        golden=_records([golden], where)[0] if golden is not None else None,
+        golden=_records(golden, where)[0] if golden else None,
         provenance=provenance,
         content=content,
         identity=identity,
@@ -197,10 +200,8 @@ def _entries(data: bytes, where: object) -> dict[str, str]:
 
 def read_prop(data: bytes | memoryview, record: protobuf.Field) -> tuple[str, str]:
     """Key and value of one StringStringEntryProto. Raises protobuf.Malformed."""
-    if record.wire_type != protobuf.BYTES:
-        raise protobuf.Malformed("a metadata entry is not a message", record.record_start)
     parts = {1: "", 2: ""}
-    for f in protobuf.fields(data, record.start, record.end):
+    for f in protobuf.inside(data, record):
         if f.number in parts:
             parts[f.number] = protobuf.text(data, f)
     return parts[1], parts[2]
@@ -235,7 +236,7 @@ def _records(value: Any, where: object) -> tuple[FileRecord, ...]:
             (item.get(k) for k in ("name", "size", "sha256")) if isinstance(item, dict) else "   "
         )
         if not (isinstance(name, str) and isinstance(size, int) and isinstance(sha256, str)) or (
-            isinstance(size, bool) or size < 0 or len(sha256) != 64
+            isinstance(size, bool) or size < 0 or not _SHA256.fullmatch(sha256)
         ):
             raise MetaGraphMalformed("a file record is not {name, size, sha256}", where=where, found=item)
         records.append(FileRecord(safe_relative(name, where), size, sha256))
@@ -244,13 +245,14 @@ def _records(value: Any, where: object) -> tuple[FileRecord, ...]:
 
 def _check_files(metagraph: MetaGraph, where: object) -> None:
     """Every listed file has a proper place and stands once."""
-    names = [record.name for record in metagraph.files()]
-    doubled = {name for name in names if names.count(name) > 1} if len(set(names)) != len(names) else set()
+    doubled = [name for name, n in Counter(record.name for record in metagraph.files()).items() if n > 1]
     if doubled:
-        raise MetaGraphMalformed("a file is listed twice", where=where, found=", ".join(sorted(doubled)))
+        raise MetaGraphMalformed("a file is listed twice", where=where, found=", ".join(doubled[:5]))
     if not metagraph.shards:
         raise MetaGraphMalformed("no shard is listed", where=where, expected="at least one")
     for record in metagraph.shards:
+        if record.size == 0:
+            raise MetaGraphMalformed("a shard is empty", where=where, found=record.name)
         if not is_shard_name(record.name):
             raise MetaGraphMalformed(
                 "a shard has a wrong name", where=where, expected="export-NNNNN-of-NNNNN", found=record.name

@@ -11,11 +11,11 @@ import os
 import stat
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ..errors import BundleIncomplete, MetaGraphMalformed, NotABundle, NotAFile
 from . import layout
-from .graph import Graph, check_placement, read_graph
+from .graph import Graph, check_placement, check_signatures, read_graph
 from .metagraph import MAX_META_BYTES, FileRecord, MetaGraph, parse
 
 
@@ -33,6 +33,7 @@ class Bundle:
         """Operators, opsets and weights of the main graph. Raises MetaGraphMalformed."""
         graph = read_graph(self.meta, self.path / layout.META_FILE)
         check_placement(graph, self.metagraph, self.path / layout.META_FILE)
+        check_signatures(graph, self.metagraph, self.path / layout.META_FILE)
         return graph
 
     @property
@@ -60,10 +61,24 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
         meta=meta,
         metagraph=parse(meta, meta_path),
     )
+    _check_directories(bundle)
     for record in bundle.metagraph.files():
         check_file(bundle.file(record), record)
-    _ = bundle.graph  # placement of every tensor is checked here
+    _ = bundle.graph  # the place of every tensor, and the signatures' tensors, are checked here
     return bundle
+
+
+def _check_directories(bundle: Bundle) -> None:
+    """No directory inside the bundle is a link to somewhere else; missing ones are their files' affair."""
+    names = {name for record in bundle.metagraph.files() for name in PurePosixPath(record.name).parents}
+    for path in (bundle.path / name for name in names - {PurePosixPath(".")}):
+        if path.is_symlink():
+            raise NotAFile(
+                "a directory of the bundle is a link",
+                where=path,
+                expected="a directory",
+                found=path.readlink(),
+            )
 
 
 def check_file(path: Path, record: FileRecord) -> None:
@@ -101,12 +116,11 @@ def _read_meta(path: Path) -> bytes:
         ) from error
     except OSError as error:
         raise NotAFile("export.meta cannot be opened", where=path, found=error.strerror or error) from error
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(fd)
+        raise NotAFile("export.meta is not a regular file", where=path, found=stat.filemode(status.st_mode))
     with open(fd, "rb") as file:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise NotAFile(
-                "export.meta is not a regular file", where=path, found=stat.filemode(status.st_mode)
-            )
         if status.st_size > MAX_META_BYTES:
             raise MetaGraphMalformed(
                 "export.meta is too large",

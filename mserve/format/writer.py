@@ -81,7 +81,10 @@ class Staging:
         """The version to write: the given one if it is free, or the next. Raises UsageError."""
         existing = layout.versions(self.base)
         if version is None:
-            return max(existing, default=0) + 1
+            version = max(existing, default=0) + 1
+            if version > layout.MAX_VERSION:
+                raise UsageError("no number is left for the next version", where=existing[max(existing)])
+            return version
         if version in existing:
             raise UsageError(
                 f"version {version} exists already",

@@ -17,12 +17,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from ..errors import MserveError, NotFound
+from ..errors import ExecutionFailed, ModelRefused, MserveError, NotFound
 from ..examples import generate
 from ..format import Bundle, open_bundle
 from ..format.golden import Golden, unpack
 from ..runtime.ort import Session, open_session
-from ..tensors import DEFAULT_SIGNATURE, Array, Signature, check_inputs
+from ..tensors import DEFAULT_SIGNATURE, Array, Signature, check_inputs, plain_text
 
 
 class State(enum.Enum):
@@ -100,13 +100,13 @@ class Servable:
     def run(self, inputs: Mapping[str, Array], signature: str = "") -> dict[str, Array]:
         """Check the inputs against a signature and compute its outputs, by alias.
 
-        Text may be given as numpy text or object arrays. Raises NotFound, RequestError or
+        Text may be given as numpy text, bytes or object arrays. Raises NotFound, RequestError or
         ExecutionFailed.
         """
         import numpy as np
 
         name, spec = self.signature(signature)
-        arrays = {a: _plain_text(np.asarray(x)) for a, x in inputs.items()}
+        arrays = {a: plain_text(np.asarray(x)) for a, x in inputs.items()}
         check_inputs(spec, arrays)
         return dict(zip(self._plans[name][1], self.compute(name, arrays), strict=True))
 
@@ -119,9 +119,19 @@ class Servable:
         return session.run(self._plans[signature][0], {ports[a].name: x for a, x in inputs.items()})
 
     def warm_up(self) -> None:
-        """Run the golden samples once, or made-up inputs where there are none."""
+        """Run the golden samples once, or made-up inputs where there are none.
+
+        Raises ModelRefused when the model fails on its own golden samples.
+        """
         for name, sample in self.golden.items():
-            self.compute(name, sample.inputs)
+            try:
+                self.compute(name, sample.inputs)
+            except ExecutionFailed as error:
+                raise ModelRefused(
+                    "the model fails on its own golden samples",
+                    where=f"{self.bundle.path}: signature {name}",
+                    found=error.found,
+                ) from error
         if not self.golden:
             name, signature = self.signature()
             with suppress(MserveError):  # made-up inputs may not suit the model
@@ -140,10 +150,6 @@ class Servable:
     def close(self) -> None:
         """Free the session and its memory; nothing may be in flight."""
         self._session = None
-
-
-def _plain_text(array: Array) -> Array:
-    return array.astype(object) if array.dtype.kind in "UST" else array
 
 
 def load(path: str | os.PathLike[str]) -> Servable:

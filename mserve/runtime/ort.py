@@ -130,7 +130,12 @@ def _buffers(bundle: Bundle, records: Sequence[FileRecord]) -> dict[str, mmap.mm
 
 def map_file(path: Path, size: int, *, private: bool) -> mmap.mmap:
     """A shard's bytes: mapped and shared, or, for small models, read into private memory."""
-    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    try:
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    except OSError as error:
+        raise BundleIncomplete(
+            "a shard cannot be opened", where=path, found=error.strerror or error
+        ) from error
     try:
         if os.fstat(fd).st_size != size:
             raise BundleIncomplete(
@@ -147,6 +152,13 @@ def map_file(path: Path, size: int, *, private: bool) -> mmap.mmap:
             while done < size and (n := file.readinto(view[done:])):
                 done += n
             view.release()
+        if done < size:
+            raise BundleIncomplete(
+                "a shard changed while it was read",
+                where=path,
+                expected=f"{size} bytes",
+                found=f"{done} bytes",
+            )
         return buffer
     finally:
         os.close(fd)

@@ -85,6 +85,20 @@ def _varint(buffer: Buffer, at: int, stop: int) -> tuple[int, int]:
     raise Malformed("the data ends inside a varint", first)
 
 
+def inside(buffer: Buffer, field: Field) -> Iterator[Field]:
+    """The records of a nested message. Raises Malformed when the field is something else."""
+    if field.wire_type != BYTES:
+        raise Malformed(f"field {field.number} is not a message", field.record_start)
+    return fields(buffer, field.start, field.end)
+
+
+def integer(field: Field) -> int:
+    """A varint field's unsigned value. Raises Malformed when the field is something else."""
+    if field.wire_type != VARINT:
+        raise Malformed(f"field {field.number} is not an integer", field.record_start)
+    return field.value
+
+
 def text(buffer: Buffer, field: Field) -> str:
     """A string field's text. Raises Malformed when it is not a UTF-8 string."""
     if field.wire_type != BYTES:
@@ -104,6 +118,8 @@ def packed_varints(buffer: Buffer, field: Field) -> list[int]:
     """The signed values of one record of a repeated integer field, packed or not."""
     if field.wire_type == VARINT:
         return [signed(field.value)]
+    if field.wire_type != BYTES:
+        raise Malformed(f"field {field.number} is not a list of integers", field.record_start)
     values, at = [], field.start
     while at < field.end:
         value, at = _varint(buffer, at, field.end)
