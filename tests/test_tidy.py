@@ -37,13 +37,15 @@ def positional(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return len(names) - (names[:1] in (["self"], ["cls"]))
 
 
-def untidy(source: str) -> list[str]:
+def untidy(source: str, path: str = "") -> list[str]:
     found = [f"{len(source.splitlines())} lines"] if len(source.splitlines()) > MAX_LINES else []
     for function in functions(source):
         length = (function.end_lineno or function.lineno) - function.lineno + 1
         if length > MAX_FUNCTION_LINES:
             found.append(f"{function.name}: {length} lines")
-        if positional(function) > MAX_POSITIONAL:
+        # Typer makes a command's flags from its parameters; nobody calls it by position.
+        flags = path.startswith("mserve/commands/") and function.name == "command"
+        if positional(function) > MAX_POSITIONAL and not flags:
             found.append(f"{function.name}: {positional(function)} positional parameters")
     return found
 
@@ -60,7 +62,8 @@ def text_files(root: Path) -> Iterator[Path]:
 
 
 def test_files_and_functions_are_small(root: Path) -> None:
-    report = {str(p.relative_to(root)): untidy(p.read_text()) for p in python_files(root / "mserve")}
+    paths = {p.relative_to(root).as_posix(): p for p in python_files(root / "mserve")}
+    report = {name: untidy(path.read_text(), name) for name, path in paths.items()}
     assert {name: found for name, found in report.items() if found} == {}
 
 

@@ -180,7 +180,10 @@ def _number(external: dict[str, str], key: str, record: protobuf.Field) -> int:
 
 
 def check_signatures(graph: Graph, metagraph: MetaGraph, where: object) -> None:
-    """Every tensor that a signature names is an input, or an output, of the graph. Raises MetaGraphMalformed."""
+    """Every tensor that a signature names is an input, or an output, of the graph.
+
+    Raises MetaGraphMalformed naming the signature and the port.
+    """
     for name, signature in metagraph.signatures.items():
         for side, known, ports in (
             ("inputs", graph.inputs, signature.inputs),
