@@ -250,19 +250,15 @@ def check_inputs(signature: Signature, inputs: Mapping[str, Array]) -> int:
 
 
 def _check_shape(alias: str, spec: tuple[Dim, ...], found: tuple[int, ...], symbols: dict[str, int]) -> None:
-    fits = len(spec) == len(found)
-    if fits:
-        for want, have in zip(spec, found, strict=True):
-            if want != have and (isinstance(want, int) or _symbol_differs(want, have, symbols)):
-                fits = False
-                break
-    if not fits:
-        bound = ", ".join(f"{s}={n}" for s, n in symbols.items() if s in spec)
-        raise RequestError(
-            f"input {alias!r} has the wrong shape",
-            expected=show_shape(spec) + (f" with {bound}" if bound else ""),
-            found=show_shape(found),
-        )
+    expected = "" if len(spec) == len(found) else show_shape(spec)
+    for want, have in zip(spec, found, strict=False):
+        if isinstance(want, int):
+            if want != have:
+                expected = expected or show_shape(spec)
+        elif _symbol_differs(want, have, symbols):
+            expected = expected or f"{show_shape(spec)} with {want}={symbols[want]}"
+    if expected:
+        raise RequestError(f"input {alias!r} has the wrong shape", expected=expected, found=show_shape(found))
 
 
 def _symbol_differs(symbol: str, size: int, symbols: dict[str, int]) -> bool:

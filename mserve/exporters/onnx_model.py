@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +55,12 @@ def read(source: Any) -> Source:
         model.CopyFrom(source)
         origin: dict[str, str] = {"kind": "onnx"}
         directory, where, name = None, "the model object", ""
+    elif not isinstance(source, str | os.PathLike):
+        raise InputError(
+            "this kind of object cannot be exported",
+            expected="the path of an ONNX file, or an onnx.ModelProto",
+            found=f"{type(source).__module__}.{type(source).__qualname__}",
+        )
     else:
         path = Path(source)
         data = _read_file(path)
@@ -278,8 +286,10 @@ def _external(proto: onnx.TensorProto, size: int, directory: Path | None, where:
         )
     try:
         offset, length = int(entries.get("offset") or 0), int(entries.get("length") or size)
-        with path.open("rb") as file:
-            available = path.stat().st_size
+        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise InputError("external data is not a regular file", where=tensor, found=path)
+            available = os.fstat(file.fileno()).st_size
             if offset < 0 or length != size or offset + size > available:
                 raise InputError(
                     "external data is short or has the wrong length",

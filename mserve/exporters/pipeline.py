@@ -81,8 +81,8 @@ def export(source: Any, base_path: str | os.PathLike[str], options: Options) -> 
         session = _open(parts.graph, staging, shards)
         run = _runner(session)
         where = str(source) if isinstance(source, str | os.PathLike) else "the model object"
-        chosen, free, notes = _signatures(parts.graph, options.signatures, run, where)
-        samples, note = _golden(options.golden, chosen, free, run)
+        chosen, sizes, notes = _signatures(parts.graph, options.signatures, run, where)
+        samples, note = _golden(options.golden, chosen, sizes, run)
         notes += [note] if note else []
         metagraph = MetaGraph(
             name=options.name,
@@ -155,7 +155,7 @@ def _refer(model: onnx.ModelProto, placed: Mapping[str, Placed]) -> None:
 
 def _open(model: onnx.ModelProto, staging: Staging, shards: Sequence[FileRecord]) -> Session:
     buffers = {r.name: map_file(staging.path / r.name, r.size, private=False) for r in shards}
-    return session_from(model.SerializeToString(), staging.path, buffers, private=False)
+    return session_from(model.SerializeToString(), staging.path / META_FILE, buffers, private=False)
 
 
 def _runner(session: Session) -> signatures.Run:
@@ -172,34 +172,32 @@ def _signatures(
     given: Mapping[str, Signature] | str | os.PathLike[str] | None,
     run: signatures.Run,
     where: str,
-) -> tuple[dict[str, Signature], int | None, list[str]]:
+) -> tuple[dict[str, Signature], dict[str, int | None], list[str]]:
+    """The signatures with their batch axes, the size at which each one ran, and notes."""
     if given is None:
         proposed = {DEFAULT_SIGNATURE: signatures.derive(model.graph, where)}
     elif isinstance(given, Mapping):
         proposed = dict(given)
     else:
         proposed = signatures.read_toml(Path(given), model.graph)
-    chosen, size, notes = {}, None, []
+    chosen, sizes, notes = {}, {}, []
     for name, signature in proposed.items():
-        if signature.batch_axis is None:
-            chosen[name], size, note = signatures.settle_batch_axis(signature, run)
-            notes += [f"{name}: {note}"] if note else []
-        else:
-            chosen[name] = signatures.with_batch_axis(signature)
-    return chosen, size, notes
+        chosen[name], sizes[name], note = signatures.settle_batch_axis(signature, run)
+        notes += [f"{name}: {note}"] if note else []
+    return chosen, sizes, notes
 
 
 def _golden(
     golden: int | str | os.PathLike[str] | Mapping[str, Array] | None,
     chosen: Mapping[str, Signature],
-    free: int | None,
+    sizes: Mapping[str, int | None],
     run: signatures.Run,
 ) -> tuple[dict[str, Golden], str]:
     """Record outputs for given or drawn inputs; an unsteady model (random operators) records none."""
     import numpy as np
 
     name = DEFAULT_SIGNATURE if DEFAULT_SIGNATURE in chosen else next(iter(chosen))
-    signature = chosen[name]
+    signature, free = chosen[name], sizes[name]
     if isinstance(golden, int):
         if golden <= 0:
             return {}, ""

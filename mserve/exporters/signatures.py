@@ -12,7 +12,7 @@ import tomli
 from ..errors import InputError, MserveError, UsageError
 from ..examples import generate
 from ..numerics import compare
-from ..tensors import ANY_DIM, BY_ONNX, METHODS, Array, Dim, Signature, TensorSpec
+from ..tensors import ANY_DIM, BY_ONNX, METHODS, Array, Dim, Signature, TensorSpec, show_shape
 
 if TYPE_CHECKING:
     import onnx
@@ -100,6 +100,9 @@ def settle_batch_axis(signature: Signature, run: Run) -> tuple[Signature, int | 
     run that succeeded (None if none did), and a sentence for the user when the batch
     axis had to be left out.
     """
+    if signature.batch_axis is not None:  # the user says so; golden samples and validate hold them to it
+        batched = with_batch_axis(signature)
+        return batched, _first_run(batched, run, 1)[0], ""
     if not may_batch(signature):
         size, _ = _first_run(signature, run, 1)
         return signature, size, "" if size is not None else _CANNOT_RUN
@@ -223,7 +226,16 @@ def _from_table(table: Any, known: Mapping[str, TensorSpec], where: str) -> Sign
         sides.append(ports)
     if not sides[1]:
         raise UsageError("a signature needs outputs", where=where)
-    return Signature(method, sides[0], sides[1], axis)
+    signature = Signature(method, sides[0], sides[1], axis)
+    if axis is not None and not may_batch(signature):
+        shapes = ", ".join(f"{a}: {show_shape(s.shape)}" for side in sides for a, s in side.items())
+        raise UsageError(
+            "batch_axis 0 is given, and axis 0 is not open everywhere",
+            where=where,
+            expected="a symbol as the first dimension of every input and output",
+            found=shapes,
+        )
+    return signature
 
 
 def _only(table: Mapping[str, Any], allowed: Iterable[str], where: str) -> None:

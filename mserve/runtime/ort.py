@@ -87,13 +87,15 @@ def open_session(bundle: Bundle) -> Session:
     """
     buffers = _buffers(bundle, bundle.metagraph.shards)
     total = sum(record.size for record in bundle.metagraph.shards)
-    return session_from(bundle.meta, bundle.path, buffers, private=total <= PRIVATE_BYTES)
+    where = bundle.path / META_FILE
+    return session_from(bundle.meta, where, buffers, private=total <= PRIVATE_BYTES)
 
 
-def session_from(
-    model: bytes, directory: Path, buffers: Mapping[str, mmap.mmap], *, private: bool
-) -> Session:
-    """A session from a serialised ModelProto and the buffers of its external files by name."""
+def session_from(model: bytes, where: Path, buffers: Mapping[str, mmap.mmap], *, private: bool) -> Session:
+    """A session from a serialised ModelProto and the buffers of its external files by name.
+
+    `where` is the file that the model is, or will be, stored in.
+    """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -105,7 +107,9 @@ def session_from(
     options.add_session_config_entry("session.use_external_initializer_file_buffers_directly", "1")
     # Only files that the buffers do not cover are looked for here, and ONNX Runtime
     # refuses paths that lead out of it; without it, it would look in the working directory.
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(directory))
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(where.parent)
+    )
     options.log_severity_level = 3
     if buffers:
         options.add_external_initializers_from_files_in_memory(
@@ -116,9 +120,9 @@ def session_from(
     except Exception as error:
         raise ModelRefused(
             "ONNX Runtime does not accept the model",
-            where=directory / META_FILE,
+            where=where,
             found=_first_line(error),
-            hint="`mserve validate` names the cause where it can",
+            hint="onnxruntime.InferenceSession reports the same for the model file",
         ) from error
     return Session(session, list(buffers.values()), private)
 
