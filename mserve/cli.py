@@ -14,7 +14,7 @@ import typer
 from . import __version__
 from .errors import MserveError
 
-COMMANDS = ("export", "inspect", "validate", "run", "list", "serve")
+COMMANDS = ("export", "inspect", "validate", "run", "list", "gc", "serve")
 
 
 def _version(asked: bool) -> None:

@@ -28,7 +28,7 @@ from ..format.writer import Staging, stage
 from ..numerics import compare
 from ..runtime.ort import Session, map_file, session_from
 from ..tensors import DEFAULT_SIGNATURE, Array, Signature, check_inputs, plain_text
-from . import onnx_model, signatures
+from . import onnx_model, partitions, signatures
 
 if TYPE_CHECKING:
     import onnx
@@ -42,7 +42,9 @@ class Options:
 
     `version` is a number, "auto" (the next) or "time" (the Unix time). `golden` is a
     number of rows to draw, or arrays by input alias for the default signature; None
-    draws one row where the model runs on made-up inputs.
+    draws one row where the model runs on made-up inputs. `dedup` shares equal shards with
+    earlier versions by hard links. `partitioned` names weights whose values lie in several
+    npy or npz files: a glob for each.
     """
 
     version: int | str = "auto"
@@ -52,16 +54,21 @@ class Options:
     golden: int | str | os.PathLike[str] | Mapping[str, Array] | None = None
     meta: Mapping[str, str] = field(default_factory=dict)
     shard_bytes: int = DEFAULT_SHARD_BYTES
+    dedup: bool = False
+    partitioned: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What was published. `notes` are sentences that the user should read."""
+    """What was published. `shared` are the shards that an earlier version holds too;
+    `notes` are sentences that the user should read.
+    """
 
     path: Path
     version: int
     metagraph: MetaGraph
     byte_size: int
+    shared: tuple[str, ...]
     notes: tuple[str, ...]
 
 
@@ -74,7 +81,7 @@ def export(source: Any, base_path: str | os.PathLike[str], options: Options) -> 
     version = parse_version(options.version)
     base = Path(base_path)
     assets = _asset_names(options.assets)
-    parts = onnx_model.read(source)
+    parts = onnx_model.read(source, partitions.find(options.partitioned))
     with stage(base, version) as staging:
         shards, placed = staging.write_shards(parts.tensors, options.shard_bytes)
         _refer(parts.graph, placed)
@@ -94,9 +101,10 @@ def export(source: Any, base_path: str | os.PathLike[str], options: Options) -> 
         )
         meta = _serialise(parts.graph, metagraph)
         staging.add_file(meta, META_FILE)
+        shared = staging.share(shards) if options.dedup else ()
         target = staging.publish(version)
     size = len(meta) + sum(record.size for record in metagraph.files())
-    return Export(target, int(target.name), parse(meta, target / META_FILE), size, tuple(notes))
+    return Export(target, int(target.name), parse(meta, target / META_FILE), size, shared, tuple(notes))
 
 
 def parse_version(version: int | str) -> int | None:

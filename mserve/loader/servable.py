@@ -17,10 +17,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from ..errors import ExecutionFailed, ModelRefused, MserveError, NotFound
+from ..errors import BundleIncomplete, ExecutionFailed, ModelRefused, MserveError, NotFound
 from ..examples import generate
 from ..format import Bundle, open_bundle
 from ..format.golden import Golden, unpack
+from ..format.locks import Lock, acquire
 from ..runtime.ort import Session, open_session
 from ..tensors import DEFAULT_SIGNATURE, Array, Signature, check_inputs, plain_text
 
@@ -81,6 +82,7 @@ class Servable:
         self.in_flight = 0
         self.stats = Stats()
         self.private_memory = session.private
+        self._lock: Lock | None = None
         self._session: Session | None = session
         self._plans = {
             name: ([s.name for s in sig.outputs.values()], tuple(sig.outputs))
@@ -150,15 +152,26 @@ class Servable:
     def close(self) -> None:
         """Free the session and its memory; nothing may be in flight."""
         self._session = None
+        if self._lock is not None:
+            self._lock.release()
+
+    def hold(self, lock: Lock) -> None:
+        """Keep a lock on the version's directory until `close`, so that nobody removes it."""
+        self._lock = lock
 
 
 def load(path: str | os.PathLike[str]) -> Servable:
     """Open, load and warm up a bundle. Raises a BundleError; the caller closes the servable."""
     bundle = open_bundle(path)
+    try:
+        lock = acquire(bundle.path, shared=True)
+    except OSError as error:  # it is being removed, or is gone
+        raise BundleIncomplete("the version is being removed", where=bundle.path, found=error) from error
     session = open_session(bundle)
     golden: Mapping[str, Golden] = {}
     if bundle.metagraph.golden:
         golden = unpack(bundle.file(bundle.metagraph.golden), bundle.metagraph.signatures)
     servable = Servable(bundle, session, golden)
+    servable.hold(lock)
     servable.warm_up()
     return servable
