@@ -3,8 +3,8 @@
 From a first rate the search doubles until a probe fails, or halves until one passes,
 then bisects on a logarithmic scale until the two ends are close. One probe's pass can be
 luck, and the search looks for lucky passes, so the rate found must pass once more;
-otherwise it is lowered a step. A probe that decides nothing (too few samples) counts as
-failed.
+otherwise it is lowered, each time by a larger step. A probe that decides nothing (too few
+samples) counts as failed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 TOLERANCE = 0.05
 RATE_MIN = 0.1
 PROBES_MAX = 40
-CONFIRMATIONS_MAX = 5
+CONFIRMATIONS_MAX = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +91,11 @@ async def _bracket(
 
 
 async def _confirm(search: Search, measure: Measure, rate: float, tolerance: float) -> None:
-    for _ in range(CONFIRMATIONS_MAX):
+    for attempt in range(CONFIRMATIONS_MAX):
         if await _try(search, measure, rate):
             search.rate = rate
             return
-        rate = round_rate(rate / (1 + tolerance))
+        rate = round_rate(rate / (1 + tolerance * 2**attempt))
         if rate < RATE_MIN or search.probes[-1].fatal:
             return
 
