@@ -99,14 +99,14 @@ def locate(endpoint: Endpoint) -> Endpoint:
 
 
 def _unreachable(endpoint: Endpoint, error: Exception) -> EnvironmentProblem:
-    what = "the server cannot be reached"
+    what, hint = "the server cannot be reached", "check the URL"
     if isinstance(error, ConnectionRefusedError):
         what = "nothing listens there"
+        hint = f"start a server: mserve serve BASE_PATH --port {endpoint.port}"
     elif isinstance(error, socket.gaierror):
         what = "no such host"
     elif isinstance(error, TimeoutError):
-        what = f"no answer within {ASK_TIMEOUT_S:g} s"
-    hint = f"start a server: mserve serve BASE_PATH --port {endpoint.port}"
+        what, hint = f"no answer within {ASK_TIMEOUT_S:g} s", "is it the right port, and is the server alive?"
     found = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return EnvironmentProblem(what, where=endpoint.url, found=found, hint=hint)
 
