@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -14,7 +16,7 @@ import typer
 from . import __version__
 from .errors import MserveError
 
-COMMANDS = ("export", "inspect", "validate", "run", "list", "gc", "serve")
+COMMANDS = ("export", "inspect", "validate", "run", "list", "gc", "bench", "serve")
 
 
 def _version(asked: bool) -> None:
@@ -47,9 +49,32 @@ def build() -> typer.Typer:
     return app
 
 
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_QPS_VALUE = re.compile(rf"auto|{_NUMBER}(?::{_NUMBER}:{_NUMBER})?")
+
+
+def with_qps_value(arguments: Sequence[str]) -> list[str]:
+    """The command line with each bare `--qps` of bench made `--qps auto`.
+
+    Typer has no option with an optional value. What follows `--qps` is its value only if
+    it reads as one: a number, LO:HI:STEP or auto.
+    """
+    result: list[str] = []
+    bench = False
+    for index, argument in enumerate(arguments):
+        if argument == "--":
+            return result + list(arguments[index:])
+        result.append(argument)
+        bench = bench or argument == "bench"
+        following = arguments[index + 1] if index + 1 < len(arguments) else ""
+        if bench and argument == "--qps" and not _QPS_VALUE.fullmatch(following):
+            result.append("auto")
+    return result
+
+
 def main() -> None:
     """Run the command line; never returns."""
-    arguments = sys.argv[1:]
+    arguments = with_qps_value(sys.argv[1:])
     debug = "--debug" in arguments
     try:
         build()(args=arguments, prog_name="mserve")

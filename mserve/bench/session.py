@@ -1,0 +1,234 @@
+"""A session: warm-up, then one measurement or several, on one target.
+
+    closed   N connections as fast as the answers come
+    sweep    one rate or several, one after the other, in an open loop
+    search   the highest rate that meets the objectives
+
+Warm-up and measurement are separate phases, and the server's counters are read between
+them, while nothing is sent, so that reading them does not disturb what is measured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from ..errors import EnvironmentProblem
+from .driver import ClosedLoop, Driver, OpenLoop, Pool
+from .recorder import INTERRUPTED, Phase, closed_rates
+from .report import Report
+from .schedule import check_schedule, schedule
+from .search import Probe, Search, find
+from .server_view import server_view
+from .slo import Slo
+from .targets import Target
+from .verdict import Load, Measurement, Verdict
+
+Progress = Callable[[str], None]
+T = TypeVar("T")
+
+SEARCH_RATE_MAX = 1_000_000.0
+PROBE_S = 2.0
+PROBE_S_MAX = 60.0
+CALIBRATION_CONCURRENCY = 16
+SETTLE_S = 0.2
+
+
+@dataclass(slots=True)
+class Result:
+    """What a session found. `search` is set when it was one; its confirmed run is the last report."""
+
+    reports: list[Report] = field(default_factory=list)
+    search: Search | None = None
+    stopped: str = ""
+
+    def headline(self) -> Report | None:
+        """The report to show in full: the only one, or the confirmed one of a search."""
+        if self.search is not None:
+            return self.reports[-1] if self.search.rate is not None else None
+        return self.reports[0] if len(self.reports) == 1 else None
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as `--json` prints it."""
+        return {
+            "search": self.search.to_json() if self.search else None,
+            "stopped": self.stopped or None,
+            "reports": [report.to_json() for report in self.reports],
+        }
+
+    def exit_code(self, *, asserted: bool) -> int:
+        """0, or 130: interrupted, 4: the server is gone, 1: nothing worked or nothing met the objectives."""
+        codes = {report.verdict.code for report in self.reports}
+        if self.stopped:
+            return 130 if self.stopped == INTERRUPTED else EnvironmentProblem.exit_code
+        if self.search is not None:
+            return 0 if self.search.rate is not None else 1
+        if not any(report.ok for report in self.reports) or (asserted and Verdict.PASS not in codes):
+            return 1
+        return 0
+
+
+def check(load: Load, rates: list[float]) -> None:
+    """Refuse a load that no schedule can be made for. Raises UsageError."""
+    for rate in rates or [load.rate or 1 / load.duration_s]:
+        check_schedule(load.arrivals, rate, load.duration_s)
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run on the fastest event loop there is."""
+    if sys.platform == "win32":
+        return asyncio.run(coroutine)
+    import uvloop
+
+    return uvloop.run(coroutine)
+
+
+class Session:
+    """Measures one target; `progress` is told what is going on."""
+
+    def __init__(self, target: Target, load: Load, slo: Slo | None, progress: Progress) -> None:
+        self.target = target
+        self.load = load
+        self.slo = slo
+        self.result = Result()
+        self._progress = progress
+        self._pool = Pool(target)
+        self._driver: Driver | None = None
+        self._phases = 0
+        self._interrupted = False
+
+    async def closed(self) -> Result:
+        """The closed loop."""
+        return await self._within(self._sweep([self.load]))
+
+    async def sweep(self, rates: list[float]) -> Result:
+        """Each rate in turn; stops early only when the server is gone or somebody says so."""
+        return await self._within(self._sweep([replace(self.load, rate=rate) for rate in rates]))
+
+    async def search(self) -> Result:
+        """The highest rate that meets the objectives."""
+        return await self._within(self._search())
+
+    async def _within(self, work: Coroutine[Any, Any, None]) -> Result:
+        """Do some work between the target's start and its end; Ctrl-C ends the work, not the report."""
+        await self.target.start()
+        with suppress(NotImplementedError):
+            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self._interrupt)
+        try:
+            await work
+        finally:
+            self._pool.close()
+            await self.target.close()
+        return self.result
+
+    def _interrupt(self) -> None:
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)  # a second one ends it at once
+        self._interrupted = True
+        if self._driver is not None:
+            self._driver.stop(INTERRUPTED)
+
+    async def _sweep(self, loads: list[Load]) -> None:
+        for load in loads:
+            self._progress(f"{load}, after {load.warmup_s:g} s of warm-up")
+            report = await self._measure(load)
+            self.result.reports.append(report)
+            if self.result.stopped:
+                return
+
+    # one measurement
+
+    async def _measure(self, load: Load) -> Report:
+        """Warm up, read counters, send, read counters."""
+        warmup = await self._phase(load, load.warmup_s) if load.warmup_s > 0 else None
+        if warmup is not None and warmup.stopped:
+            return self._report(load, warmup, Measurement(warmup))
+        before, versions = await self.target.counters(), dict(self.target.versions)
+        cpu, wall = time.process_time(), time.perf_counter()
+        phase = await self._phase(load, load.duration_s)
+        cpu_share = (time.process_time() - cpu) / (time.perf_counter() - wall)
+        after = None if phase.stopped else await self.target.counters()
+        answered = {
+            version.decode("latin-1"): count - versions.get(version, 0)
+            for version, count in self.target.versions.items()
+            if count > versions.get(version, 0)
+        }
+        seen = Measurement(phase, warmup, server_view(before, after), answered, cpu_share)
+        return self._report(load, phase, seen)
+
+    def _report(self, load: Load, phase: Phase, seen: Measurement) -> Report:
+        if phase.stopped:
+            self.result.stopped = phase.stopped
+        return Report.of(self.target.describe(), load, seen, self.slo, shares_loop=self.target.shares_loop)
+
+    async def _phase(self, load: Load, duration_s: float) -> Phase:
+        """Send one phase's load; every phase of a rate draws its own schedule from the seed."""
+        self._phases += 1
+        if load.rate is None:
+            self._driver = ClosedLoop(self._pool, load.concurrency, duration_s, load.timeout_s)
+        else:
+            duration_s = max(duration_s, 1 / load.rate)
+            due = schedule(load.arrivals, load.rate, duration_s, (load.seed, self._phases))
+            self._driver = OpenLoop(self._pool, due, duration_s, load.timeout_s)
+        if self._interrupted:
+            self._driver.stop(INTERRUPTED)
+        gc.collect()
+        gc.freeze()
+        return await self._driver.run()
+
+    # the search
+
+    async def _search(self) -> None:
+        """Calibrate in a closed loop, which is the warm-up too; then search."""
+        slo = self.slo
+        assert slo is not None
+        self._progress(f"searching for the highest rate with {slo}")
+        closed = replace(self.load, rate=None, concurrency=CALIBRATION_CONCURRENCY)
+        phase = await self._phase(closed, max(0.5, self.load.warmup_s))
+        capacity = closed_rates(phase.recorder).ok
+        if phase.stopped or capacity == 0:
+            self.result.reports.append(self._report(closed, phase, Measurement(phase)))
+            return
+        self._progress(f"  closed loop, {CALIBRATION_CONCURRENCY} connections: {capacity:,.0f}/s")
+        self._check_carried(capacity, slo)
+        self.result.search = await find(self._probe, capacity / 2, SEARCH_RATE_MAX)
+
+    def _check_carried(self, capacity: float, slo: Slo) -> None:
+        """Refuse objectives that probes of a bearable length cannot decide."""
+        needed_s = slo.samples_needed() / capacity
+        if needed_s > max(PROBE_S_MAX, self.load.duration_s):
+            raise EnvironmentProblem(
+                f"the target is too slow to decide {slo}",
+                expected=f"{slo.samples_needed()} samples in each probe",
+                found=f"about {capacity:.3g} requests per second: {needed_s:.0f} s for each",
+                hint=f"choose a lower percentile, or --duration {needed_s:.0f}",
+            )
+
+    async def _probe(self, rate: float) -> Probe:
+        """Measure one rate, for as long as the objectives need."""
+        slo, base = self.slo, self.load
+        assert slo is not None
+        longest_s = max(PROBE_S_MAX, base.duration_s)
+        duration_s = min(longest_s, max(base.duration_s, 1.2 * slo.samples_needed() / rate))
+        limit_s = max((o.limit_ns for o in slo.objectives), default=0) / 1e9
+        load = replace(
+            base,
+            rate=rate,
+            duration_s=duration_s,
+            warmup_s=min(base.warmup_s, 0.25 * duration_s),
+            timeout_s=min(base.timeout_s, max(1.0, 4 * limit_s)),
+        )
+        report = await self._measure(load)
+        self.result.reports.append(report)
+        self._progress(f"  {rate:g}/s: {report.verdict}")
+        passed = report.verdict.code == Verdict.PASS
+        if not passed:
+            await asyncio.sleep(SETTLE_S)
+        hopeless = bool(self.result.stopped) or report.ok == 0
+        return Probe(rate, passed, str(report.verdict), fatal=hopeless)

@@ -1,0 +1,81 @@
+"""Targets: what is measured, and with which request. A bundle in this process, or a server's URL."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..errors import InputError, UsageError
+from ..format.golden import read_npz
+from ..tensors import Array
+from .client import Connection
+from .server_view import Counters
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What the command line says about the request: all optional."""
+
+    model: str = ""
+    signature: str = ""
+    rows: int = 1
+    inputs: Path | None = None
+
+
+class Target(Protocol):
+    """What is measured. `versions` counts answers by model version since the beginning."""
+
+    versions: dict[bytes, int]
+    # Client and server run on one event loop, so that one's work delays the other.
+    shares_loop: bool
+    connections_max: int
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for the report: kind, model, signature, rows, bytes of a request, and identity."""
+
+    async def start(self) -> None:
+        """Get ready on the running loop."""
+
+    async def connect(self) -> Connection:
+        """One more way to have one request at a time answered. Raises OSError."""
+
+    async def counters(self) -> Counters | None:
+        """The server's own counters now, or None."""
+
+    async def close(self) -> None:
+        """Free what `start` took."""
+
+
+def open_target(target: str, ask: Ask) -> Target:
+    """The target that a command line names: a URL, or the path of a bundle.
+
+    Raises UsageError, EnvironmentProblem (nothing listens), InputError, BundleError or
+    RequestError.
+    """
+    if re.match(r"https?://", target):
+        from .tfs_target import open_url
+
+        return open_url(target, ask)
+    if not Path(target).exists() and re.fullmatch(r"[\w.-]+:\d{1,5}(/.*)?", target):
+        raise UsageError(
+            "the target is neither a bundle nor a URL", found=target, hint=f"did you mean http://{target} ?"
+        )
+    if ask.model:
+        raise UsageError("--model is for a URL", hint="a bundle holds one model")
+    from .in_process import open_bundle_target
+
+    return open_bundle_target(Path(target), ask)
+
+
+def read_inputs(path: Path) -> Mapping[str, Array] | bytes:
+    """An inputs file: arrays of an npz archive, or the bytes of a JSON predict request. Raises InputError."""
+    if path.suffix == ".npz":
+        arrays = read_npz(path).items()
+        return {a: x.astype(str).astype(object) if x.dtype.kind in "UST" else x for a, x in arrays}
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError("cannot read the inputs", where=path, found=error.strerror or error) from error

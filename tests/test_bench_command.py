@@ -1,0 +1,442 @@
+"""`mserve bench` as its users meet it: processes, sockets, argument orders, bad input."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import builders
+import numpy as np
+import pytest
+from bench_tools import bench_json, canned, eventually, refused, run_bench, running_bench
+from server_tools import Running, serving
+
+import mserve
+from mserve.bench.tfs_target import parse_url, signature_of
+from mserve.cli import with_qps_value
+from mserve.commands.bench import parse_qps
+from mserve.errors import MserveError, UsageError
+
+QUICK = ("--duration", 0.3, "--warmup", 0.1)
+PREDICT = "POST /v1/models/m:predict"
+READY = {"model_version_status": [{"version": "3", "state": "AVAILABLE"}]}
+
+
+@pytest.fixture(scope="module")
+def bundle(mlp_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return mserve.export(mlp_file, tmp_path_factory.mktemp("bench") / "mnist", golden=4).path
+
+
+@pytest.fixture(scope="module")
+def server(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with serving(bundle.parent, tmp_path_factory.mktemp("log") / "log.txt") as running:
+        yield running
+
+
+# arguments
+
+
+@pytest.mark.parametrize(
+    ("given", "parsed"),
+    [
+        ("bench B --qps", "bench B --qps auto"),
+        ("bench --qps B", "bench --qps auto B"),
+        ("bench B --qps --json", "bench B --qps auto --json"),
+        ("bench --json B --qps", "bench --json B --qps auto"),
+        ("bench --qps --json B", "bench --qps auto --json B"),
+        ("--debug bench --qps B", "--debug bench --qps auto B"),
+        ("bench B --qps 200", "bench B --qps 200"),
+        ("bench --qps 200 B", "bench --qps 200 B"),
+        ("bench --qps 1.5e3 B", "bench --qps 1.5e3 B"),
+        ("bench --qps .5 B", "bench --qps .5 B"),
+        ("bench --qps -5 B", "bench --qps -5 B"),
+        ("bench B --qps=200", "bench B --qps=200"),
+        ("bench B --qps auto", "bench B --qps auto"),
+        ("bench B --qps 100:500:100", "bench B --qps 100:500:100"),
+        ("bench --qps http://h:1 --seed 2", "bench --qps auto http://h:1 --seed 2"),
+        ("bench -- --qps", "bench -- --qps"),
+        ("bench B", "bench B"),
+        ("run B --qps", "run B --qps"),
+        ("", ""),
+    ],
+)
+def test_a_bare_qps_gets_a_value(given: str, parsed: str) -> None:
+    assert with_qps_value(given.split()) == parsed.split()
+
+
+@pytest.mark.parametrize(
+    ("text", "rates"),
+    [
+        (None, []),
+        ("auto", []),
+        ("200", [200.0]),
+        ("0.5", [0.5]),
+        ("100:500:200", [100.0, 300.0, 500.0]),
+        ("100:450:200", [100.0, 300.0]),
+        ("0.1:0.3:0.1", [0.1, 0.2, pytest.approx(0.3)]),
+        ("5:5:1", [5.0]),
+    ],
+)
+def test_rates_are_read(text: str | None, rates: list[float]) -> None:
+    assert parse_qps(text) == rates
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0", "-1", "nan", "inf", "x", "1:2", "1:2:0", "2:1:1", "1:2:3:4", "1:9999:0.1", "a:b:c"]
+)
+def test_other_rates_are_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_qps(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["B", "--qps=abc"], "bad --qps"),
+        (["B", "--qps", "-5"], "bad --qps"),
+        (["B", "--qps", "10", "--slo", "p99"], "bad --slo"),
+        (["B", "--qps", "10", "--concurrency", "2"], "exclude each other"),
+        (["B", "--slo", "p99=1ms"], "closed loop says nothing"),
+        (["B", "--qps", "10", "--arrivals", "bursty"], "no such arrivals"),
+        (["B", "--arrivals", "bursty"], "no such arrivals"),
+        (["B", "--qps", "0.1", "--duration", "1"], "too few"),
+        (["localhost:1"], "http://localhost:1"),
+        (["http://127.0.0.1:1/x"], "not one of a model"),
+        (["B", "--rows", "2", "--inputs", "f.npz"], "--rows is for"),
+        (["B", "--duration", "0"], "duration"),
+        ([], "TARGET"),
+    ],
+)
+def test_wrong_usage_is_exit_2(arguments: list[str], text: str) -> None:
+    done = refused(*arguments)
+    assert done.returncode == 2
+    assert text in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port", "model", "rest"),
+    [
+        ("http://h", "h", 80, "", ""),
+        ("http://h:8501/", "h", 8501, "", ""),
+        ("https://h/v1/models", "h", 443, "", ""),
+        ("http://h:1/v1/models/m", "h", 1, "m", ""),
+        ("http://h:1/v1/models/m%20n:predict", "h", 1, "m n", ""),
+        ("http://[::1]:1/v1/models/m/versions/3", "::1", 1, "m", "/versions/3"),
+        ("http://h:1/v1/models/m/labels/stable:predict", "h", 1, "m", "/labels/stable"),
+    ],
+)
+def test_urls_are_read(url: str, host: str, port: int, model: str, rest: str) -> None:
+    endpoint, name, versions = parse_url(url)
+    assert (endpoint.host, endpoint.port, name, versions) == (host, port, model, rest)
+
+
+# what is measured
+
+
+def test_closed_loop_of_a_server(server: Running) -> None:
+    document = bench_json(server.url, *QUICK, "--concurrency", 4)
+    assert set(document) == {"schema", "kind", "environment", "search", "stopped", "reports"}
+    assert document["kind"] == "bench"
+    assert document["search"] is None
+    environment = document["environment"]
+    assert {"cpu", "cpus", "python", "onnxruntime", "load_average", "command", "mserve"} <= set(environment)
+    assert environment["command"].startswith("mserve bench http://")
+    [report] = document["reports"]
+    assert set(report) == {
+        *("target", "load", "slo", "verdict", "requests", "rates", "latency", "uncorrected"),
+        *("client", "little", "server", "versions", "warmup", "notes"),
+    }
+    assert report["load"]["loop"] == "closed"
+    assert report["load"]["concurrency"] == 4
+    assert "not valid for latency-SLO claims" in report["verdict"]["reason"]
+    assert report["requests"]["ok"] == report["requests"]["total"] > 20
+    assert report["requests"]["errors"] == []
+    assert report["versions"] == {"1": report["requests"]["total"]}
+    assert report["server"]["requests"] == report["requests"]["total"]
+    assert report["server"]["mean_batch_rows"] >= 1.0
+    assert report["warmup"]["requests"] > 0
+    assert report["target"]["model"] == "mnist"
+    assert any("share this machine" in note for note in report["notes"])
+
+
+def test_open_loop_of_a_server(server: Running) -> None:
+    done = run_bench(f"{server.url}/v1/models/mnist", *QUICK, "--qps", 100, "--arrivals", "constant")
+    assert done.returncode == 0, done.stderr
+    rows = dict(line.split("\t", 1) for line in done.stdout.splitlines() if "\t" in line)
+    assert rows["requests"] == "30: 30 ok, 0 failed"
+    assert rows["offered"] == "100.0/s"
+    assert rows["load"] == "open loop, constant, 100/s for 0.3 s, seed 1"
+    assert rows["answered by"] == "version 1: 30"
+    assert "verdict: " in done.stdout
+    assert "open loop" in done.stderr
+
+
+def test_search_on_a_server(server: Running) -> None:
+    slow = ("--slo", "p50=2s")  # any machine meets it, up to its capacity
+    document = bench_json(server.url, "--qps", *slow, "--duration", 0.3, "--warmup", 0.2)
+    search = document["search"]
+    assert search["rate"] > 1
+    assert [p["rate"] for p in search["probes"]] == [r["load"]["rate"] for r in document["reports"]]
+    assert search["probes"][-1] == {
+        "rate": search["rate"],
+        "passed": True,
+        "reason": "pass: p50=2s, errors=0",
+    }
+
+
+def test_a_bundle_in_process(bundle: Path) -> None:
+    [report] = bench_json(bundle.parent, *QUICK, "--qps", 100, "--rows", 3, "--slo", "p50=10s")["reports"]
+    identity = mserve.load(bundle).bundle.metagraph.identity
+    assert report["target"]["identity"] == identity
+    assert report["target"]["rows"] == 3
+    assert report["versions"] == {"1": report["requests"]["ok"]}
+    assert report["server"]["requests"] == report["requests"]["total"]
+    assert report["server"]["mean_batch_rows"] >= 3.0
+    assert report["rates"]["rows"] == pytest.approx(3 * report["rates"]["ok"])
+    assert report["verdict"]["code"] in ("pass", "unstable", "undecided")
+
+
+def test_the_closed_loop_and_the_search_in_process(bundle: Path) -> None:
+    [report] = bench_json(bundle, *QUICK)["reports"]
+    assert report["requests"]["ok"] == report["requests"]["total"] > 100
+    found = run_bench("--qps", bundle, "--slo", "p50=2s", "--duration", 0.3, "--warmup", 0.2)
+    assert found.returncode == 0, found.stderr
+    assert "highest rate: " in found.stdout.splitlines()[-2]
+
+
+def test_a_sweep_has_a_row_for_each_rate(bundle: Path) -> None:
+    done = run_bench(bundle, "--qps", "50:150:50", *QUICK)
+    assert done.returncode == 0, done.stderr
+    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == ["50/s", "100/s", "150/s"]
+
+
+@pytest.mark.parametrize("kind", ["npz", "json rows", "json columns"])
+def test_given_inputs_are_sent(kind: str, server: Running, bundle: Path, tmp_path: Path) -> None:
+    x = builders.floats(2, 784)
+    path = tmp_path / ("inputs.npz" if kind == "npz" else "inputs.json")
+    if kind == "npz":
+        np.savez(path, x=x)
+    else:
+        path.write_text(json.dumps({"instances": x.tolist()} if "rows" in kind else {"inputs": x.tolist()}))
+    for target in (server.url, bundle):
+        done = bench_json(target, *QUICK, "--qps", 50, "--inputs", path, "--signature", "serving_default")
+        [report] = done["reports"]
+        assert report["requests"]["ok"] == report["requests"]["total"]
+        assert report["server"]["mean_batch_rows"] >= 2.0
+
+
+def test_rows_repeat_the_server_s_example(server: Running) -> None:
+    [report] = bench_json(server.url, *QUICK, "--qps", 50, "--rows", 5)["reports"]
+    assert report["target"]["rows"] == 5
+    assert report["server"]["mean_batch_rows"] >= 5.0
+
+
+# servers that are not ours
+
+METADATA = {
+    "metadata": {
+        "signature_def": {
+            "signature_def": {
+                "serving_default": {
+                    "inputs": {
+                        "x": {
+                            "dtype": "DT_FLOAT",
+                            "tensor_shape": {"dim": [{"size": "-1"}, {"size": "3"}]},
+                            "name": "x:0",
+                        },
+                        "word": {
+                            "dtype": "DT_STRING",
+                            "tensor_shape": {"dim": [{"size": "-1"}]},
+                            "name": "w:0",
+                        },
+                    },
+                    "method_name": "tensorflow/serving/predict",
+                },
+                "__saved_model_init_op": {"inputs": {}, "outputs": {}},
+            }
+        }
+    }
+}
+
+
+def test_a_plain_tensorflow_serving_is_asked_from_its_metadata() -> None:
+    posted: list[bytes] = []
+    pages = {
+        "GET /v1/models/m": (200, READY),
+        "GET /v1/models/m/metadata": (200, METADATA),
+        PREDICT: (200, {"predictions": [1, 2]}),
+    }
+    with canned(pages, posted) as url:
+        [report] = bench_json(url, "--model", "m", "--qps", 50, *QUICK, "--rows", 2)["reports"]
+    assert report["requests"]["ok"] == report["requests"]["total"]
+    assert report["server"] is None
+    assert report["versions"] == {}
+    body = json.loads(posted[0])
+    assert len(body["instances"]) == 2
+    assert len(body["instances"][0]["x"]) == 3
+    assert isinstance(body["instances"][0]["word"], str)
+    assert set(posted) == {posted[0]}
+
+
+@pytest.mark.parametrize(
+    ("page", "name", "text"),
+    [
+        ({}, "", "not understood"),
+        ({"metadata": {"signature_def": {"signature_def": {}}}}, "", "no such signature"),
+        (METADATA, "other", "no such signature"),
+    ],
+)
+def test_metadata_that_does_not_help_is_refused(page: dict[str, Any], name: str, text: str) -> None:
+    with pytest.raises(MserveError, match=text):
+        signature_of(page, name)
+
+
+@pytest.mark.parametrize(
+    ("pages", "arguments", "code", "text"),
+    [
+        ({"GET /v1/models": (200, b"<html>")}, [], 4, "speaks no protocol"),
+        ({"GET /v1/models": (200, {"hello": 1})}, [], 4, "speaks no protocol"),
+        ({}, [], 2, "--model NAME"),
+        ({"GET /v1/models": (200, {"models": []})}, [], 4, "no models"),
+        ({"GET /v1/models": (200, {"models": [{"name": "a"}, {"name": "b"}]})}, [], 2, "a, b"),
+        ({"GET /v1/models": (200, {"models": [{"name": "a"}, {"name": "b"}]})}, ["--model", "c"], 3, "a, b"),
+        ({}, ["--model", "c"], 3, "does not know"),
+        (
+            {"GET /v1/models/m": (200, {"model_version_status": [{"version": "1", "state": "LOADING"}]})},
+            ["--model", "m"],
+            4,
+            "version 1: LOADING",
+        ),
+        ({"GET /v1/models/m": (200, READY)}, ["--model", "m"], 4, "--inputs F.json"),
+    ],
+)
+def test_a_server_that_does_not_say_enough(
+    pages: dict[str, Any], arguments: list[str], code: int, text: str
+) -> None:
+    with canned(pages) as url:
+        done = refused(url, *arguments)
+    assert done.returncode == code, done.stderr
+    assert text in done.stderr
+    assert done.stdout == ""
+
+
+def test_something_that_is_not_http_is_named() -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+
+        def greet() -> None:
+            for _ in range(2):  # bench knocks once to learn the address, then asks
+                peer, _ = listener.accept()
+                with peer, suppress(OSError):
+                    peer.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+                    peer.recv(1000)
+
+        thread = threading.Thread(target=greet, daemon=True)
+        thread.start()
+        done = refused(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        thread.join(10)
+    assert done.returncode == 4
+    assert "speaks no protocol" in done.stderr
+    assert "SSH" in done.stderr
+
+
+# bad luck
+
+
+def test_nothing_listens() -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        port = listener.getsockname()[1]
+    done = refused(f"http://127.0.0.1:{port}")
+    assert done.returncode == 4
+    assert "nothing listens" in done.stderr
+    assert f"mserve serve BASE_PATH --port {port}" in done.stderr
+
+
+def test_a_path_that_is_no_bundle(tmp_path: Path) -> None:
+    done = refused(tmp_path / "nothing", "--qps", 10)
+    assert done.returncode == 3
+    assert "nothing" in done.stderr
+
+
+def test_an_unknown_model_is_answered_with_the_known_ones(server: Running) -> None:
+    done = refused(server.url, "--model", "nope")
+    assert done.returncode == 3
+    assert "mnist" in done.stderr
+
+
+def test_a_model_that_is_not_ready(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with serving(tmp_path / "empty", tmp_path / "log.txt", ready=False) as running:
+        done = refused(running.url)
+    assert done.returncode == 4
+    assert "not ready" in done.stderr
+
+
+def test_all_answers_are_errors(server: Running, tmp_path: Path) -> None:
+    inputs = tmp_path / "wrong.json"
+    inputs.write_text('{"instances": [[1.0, 2.0]]}')
+    for arguments in (["--qps", 50, *QUICK], QUICK, ["--qps", "--warmup", 0.2]):
+        done = run_bench(server.url, "--inputs", inputs, *arguments)
+        assert done.returncode == 1, done.stderr
+        assert "failed: status 400" in done.stdout
+        assert "wrong shape" in done.stdout
+        assert "every request failed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("missing.json", None), ("list.json", "[1]"), ("other.json", '{"a": 1}'), ("bad.npz", "x")],
+)
+def test_bad_input_files_are_exit_3(
+    name: str, content: str | None, server: Running, bundle: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_text(content)
+    for target in (server.url, bundle):
+        done = run_bench(target, "--inputs", path)
+        assert done.returncode == 3, done.stderr
+
+
+def test_the_server_dies_in_the_middle(bundle: Path, tmp_path: Path) -> None:
+    with (
+        serving(bundle.parent, tmp_path / "log.txt") as running,
+        running_bench(running.url, "--qps", 100, "--warmup", 0, "--duration", 20) as process,
+    ):
+        eventually(lambda: "mserve_requests_total" in running.get("/metrics").body.decode())
+        time.sleep(0.5)
+        running.process.kill()
+        out, _ = process.communicate(timeout=30)
+    assert process.returncode == 4
+    assert "verdict: stopped: the server is gone" in out
+    assert "failed: connection" in out or "failed: unsent" in out
+    assert " ok, " in out
+
+
+def test_ctrl_c_prints_the_report_so_far(server: Running) -> None:
+    with running_bench(server.url, "--qps", 100, "--warmup", 0, "--duration", 60) as process:
+        time.sleep(1.0)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert "verdict: stopped: interrupted" in out
+    assert " 0 failed" in out
+
+
+def test_a_client_that_was_held_up_says_that_the_run_is_invalid(server: Running) -> None:
+    with running_bench(server.url, "--qps", 200, "--warmup", 0, "--duration", 2) as process:
+        time.sleep(0.7)
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(0.4)
+        process.send_signal(signal.SIGCONT)
+        out, _ = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert "verdict: INVALID: the client itself was late" in out
+    assert "p99\t" not in out
