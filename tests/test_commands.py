@@ -120,8 +120,8 @@ def test_inspect_json_has_every_fact(exported: Path) -> None:
 
 def test_list_shows_versions_and_the_newest(exported: Path, tmp_path: Path) -> None:
     rows = [line.split("\t") for line in run("list", exported).stdout.splitlines()]
-    assert [(r[0], r[3]) for r in rows] == [("1", "ok"), ("2", "newest")]
-    assert rows[0][2] == rows[1][2]  # the same model has the same identity
+    assert [(r[0], r[4]) for r in rows] == [("1", "ok"), ("2", "newest")]
+    assert rows[0][3] == rows[1][3]  # the same model has the same identity
     facts = json.loads(run("list", exported, "--json").stdout)
     assert [v["version"] for v in facts["versions"]] == [1, 2]
 

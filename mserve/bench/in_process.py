@@ -15,8 +15,8 @@ from ..errors import MserveError, UsageError
 from ..front import Front
 from ..loader.reconciler import Model, ModelConfig
 from ..loader.servable import Servable, load
-from ..runtime.ort import cpu_budget, share_threads
-from ..tensors import Array, Signature, check_inputs
+from ..runtime.ort import cpu_budget
+from ..tensors import Array, Signature, check_inputs, fill_defaults
 from ..wire import tfs_json
 from .client import Connection, Done
 from .recorder import OK
@@ -25,8 +25,11 @@ from .targets import Ask, Target, read_inputs
 
 
 def open_bundle_target(path: Path, ask: Ask) -> Target:
-    """Load a bundle as a server does. Raises what `load` and `bundle_request` raise."""
-    share_threads(cpu_budget())
+    """Load a bundle as a server does. Raises what `load` and `bundle_request` raise.
+
+    A server shares one thread pool between its sessions; whoever owns the process asks
+    for that with `share_threads`, as the command line does.
+    """
     servable = load(path)
     return InProcess(servable, *bundle_request(servable, ask))
 
@@ -48,6 +51,7 @@ def bundle_request(servable: Servable, ask: Ask) -> tuple[str, dict[str, Array]]
         arrays = (
             tfs_json.inputs_of(tfs_json.parse(given), spec)[0] if isinstance(given, bytes) else dict(given)
         )
+    arrays = dict(fill_defaults(spec, arrays))
     check_inputs(spec, arrays)
     return name, arrays
 
