@@ -16,7 +16,7 @@ import typer
 from . import __version__
 from .errors import MserveError
 
-COMMANDS = ("export", "inspect", "validate", "run", "list", "bench", "serve")
+COMMANDS = ("export", "inspect", "validate", "run", "list", "gc", "bench", "serve")
 
 
 def _version(asked: bool) -> None:

@@ -12,8 +12,9 @@ _WORDS = ("a", "b", "c", "d", "e", "f", "g", "h")
 def generate(signature: Signature, rows: int = 1, seed: int = 0, free: int = 32) -> dict[str, Array]:
     """Arrays that fit a signature: `rows` along the batch axis, `free` for every other open size.
 
-    Floats lie in [0, 1), integers are 0 or 1 (the only indices every table has), strings
-    are single letters. The same arguments always give the same arrays.
+    Values lie in the signature's range; without one, floats in [0, 1), integers are 0 or 1
+    (the only indices every table has). Strings are single letters. The same arguments
+    always give the same arrays.
     """
     import numpy as np
 
@@ -37,6 +38,7 @@ def _fill(spec: TensorSpec, sizes: tuple[int, ...], rng: Any) -> Array:
     if spec.dtype == "string":
         words: Array = np.array(_WORDS, dtype=object)
         return np.asarray(words[rng.integers(0, len(_WORDS), sizes)])
+    low, high = spec.range or (0, 1)
     if kind.kind in "biu":
-        return np.asarray(rng.integers(0, 2, sizes)).astype(kind)
-    return np.asarray(rng.random(sizes)).astype(kind)
+        return np.asarray(rng.integers(int(low), int(high) + 1, sizes)).astype(kind)
+    return np.asarray(rng.random(sizes) * (high - low) + low).astype(kind)

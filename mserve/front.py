@@ -15,7 +15,7 @@ from .batching.executor import Executor
 from .errors import NotFound, Unavailable
 from .loader.reconciler import Model
 from .loader.servable import Servable
-from .tensors import Array, check_inputs
+from .tensors import Array, check_inputs, fill_defaults
 
 
 class Front:
@@ -62,6 +62,7 @@ class Front:
         it. Raises RequestError, or Overloaded when the queue is full.
         """
         spec = servable.signatures[signature]
+        inputs = fill_defaults(spec, inputs)
         rows = check_inputs(spec, inputs)
         now = time.monotonic_ns()
         alone = spec.batch_axis is None or rows == 0

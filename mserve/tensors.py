@@ -124,21 +124,32 @@ def show_shape(shape: Shape) -> str:
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A tensor's name in the graph, its dtype (a key of DTYPES) and its shape."""
+    """A tensor's name in the graph, its dtype (a key of DTYPES) and its shape.
+
+    What a signature may say besides: a sentence of documentation; for inputs, a `default`
+    (a JSON value for one row) and the `range` in which made-up values lie; for outputs,
+    the asset whose lines are the `labels` of the last axis.
+    """
 
     name: str
     dtype: str
     shape: Shape
+    doc: str = ""
+    default: Any = None
+    range: tuple[float, float] | None = None
+    labels: str = ""
 
     def __str__(self) -> str:
         return f"{self.dtype} {show_shape(self.shape)}"
 
     def to_json(self) -> dict[str, Any]:
+        extra: dict[str, Any] = {"doc": self.doc, "default": self.default, "labels": self.labels}
+        extra["range"] = None if self.range is None else list(self.range)
         return {
             "tensor": self.name,
             "dtype": self.dtype,
             "shape": None if self.shape is None else list(self.shape),
-        }
+        } | {key: value for key, value in extra.items() if value not in ("", None)}
 
     @classmethod
     def from_json(cls, value: Any, where: str) -> TensorSpec:
@@ -150,12 +161,23 @@ class TensorSpec:
             raise MetaGraphMalformed("a tensor description has no tensor name", where=where)
         if not isinstance(dtype, str) or dtype not in DTYPES:
             raise MetaGraphMalformed("unknown dtype", where=where, expected="a known dtype", found=dtype)
-        if shape is not None and not (isinstance(shape, list) and all(_is_dim(d) for d in shape)):
+        if shape is not None and not (isinstance(shape, list) and all(is_dim(d) for d in shape)):
             raise MetaGraphMalformed("bad shape", where=where, expected="sizes >= 0 and symbols", found=shape)
-        return cls(name, dtype, None if shape is None else tuple(shape))
+        doc, labels, span = value.get("doc", ""), value.get("labels", ""), value.get("range")
+        if not (isinstance(doc, str) and isinstance(labels, str) and (span is None or is_range(span))):
+            raise MetaGraphMalformed("bad doc, labels or range", where=where, found=[doc, labels, span])
+        dims = None if shape is None else tuple(shape)
+        return cls(name, dtype, dims, doc, value.get("default"), tuple(span) if span else None, labels)
 
 
-def _is_dim(value: object) -> bool:
+def is_range(value: object) -> bool:
+    """Whether a value is [low, high]."""
+    numbers = isinstance(value, list) and all(type(x) in (int, float) for x in value)
+    return numbers and len(value) == 2 and value[0] <= value[1]  # type: ignore[arg-type, index]
+
+
+def is_dim(value: object) -> bool:
+    """Whether a value is a size or a symbol."""
     if isinstance(value, bool):
         return False
     return (isinstance(value, int) and value >= 0) or (isinstance(value, str) and value != "")
@@ -209,17 +231,44 @@ class Signature:
 
 
 def check_names(signature: Signature, given: Mapping[str, object]) -> None:
-    """Refuse a request whose input names are not exactly the signature's. Raises RequestError."""
+    """Refuse a request that lacks an input without a default, or has one too many. Raises RequestError."""
     if given.keys() == signature.inputs.keys():
         return
-    missing = [a for a in signature.inputs if a not in given]
+    missing = [a for a, spec in signature.inputs.items() if a not in given and spec.default is None]
     extra = [a for a in given if a not in signature.inputs]
+    if not missing and not extra:
+        return
     raise RequestError(
         "the inputs are not those of the signature",
         expected=", ".join(signature.inputs) or "no inputs",
         found=", ".join([*(f"missing {a!r}" for a in missing), *(f"unknown {a!r}" for a in extra)]),
         hint="`mserve inspect` and the model's /metadata page list the inputs",
     )
+
+
+def fill_defaults(signature: Signature, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+    """The inputs, with the defaults of those that are absent: one row, repeated for a signature with rows.
+
+    Raises RequestError when no input tells the number of rows.
+    """
+    absent = {a: s for a, s in signature.inputs.items() if a not in inputs and s.default is not None}
+    if not absent:
+        return inputs
+    import numpy as np
+
+    rows: tuple[int, ...] = ()
+    if signature.batch_axis is not None:
+        counts = [x.shape[:1] for a, x in inputs.items() if a in signature.inputs and x.ndim]
+        if not counts:
+            raise RequestError("no input tells the number of rows", expected=", ".join(signature.inputs))
+        rows = counts[0]
+    filled = dict(inputs)
+    for alias, spec in absent.items():
+        value = np.asarray(spec.default, DTYPES[spec.dtype].to_numpy())
+        shape = (spec.shape or ())[len(rows) :]
+        sizes = tuple(d for d in shape if isinstance(d, int))
+        filled[alias] = np.broadcast_to(value, rows + (sizes if len(sizes) == len(shape) else value.shape))
+    return {alias: filled[alias] for alias in signature.inputs if alias in filled} | filled
 
 
 def check_inputs(signature: Signature, inputs: Mapping[str, Array]) -> int:
@@ -250,19 +299,15 @@ def check_inputs(signature: Signature, inputs: Mapping[str, Array]) -> int:
 
 
 def _check_shape(alias: str, spec: tuple[Dim, ...], found: tuple[int, ...], symbols: dict[str, int]) -> None:
-    fits = len(spec) == len(found)
-    if fits:
-        for want, have in zip(spec, found, strict=True):
-            if want != have and (isinstance(want, int) or _symbol_differs(want, have, symbols)):
-                fits = False
-                break
-    if not fits:
-        bound = ", ".join(f"{s}={n}" for s, n in symbols.items() if s in spec)
-        raise RequestError(
-            f"input {alias!r} has the wrong shape",
-            expected=show_shape(spec) + (f" with {bound}" if bound else ""),
-            found=show_shape(found),
-        )
+    expected = "" if len(spec) == len(found) else show_shape(spec)
+    for want, have in zip(spec, found, strict=False):
+        if isinstance(want, int):
+            if want != have:
+                expected = expected or show_shape(spec)
+        elif _symbol_differs(want, have, symbols):
+            expected = expected or f"{show_shape(spec)} with {want}={symbols[want]}"
+    if expected:
+        raise RequestError(f"input {alias!r} has the wrong shape", expected=expected, found=show_shape(found))
 
 
 def _symbol_differs(symbol: str, size: int, symbols: dict[str, int]) -> bool:

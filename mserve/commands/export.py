@@ -30,6 +30,13 @@ def command(
         typer.Option(help="Inputs to record answers for: an npz file, or a number of rows to draw."),
     ] = None,
     meta: Annotated[list[str] | None, typer.Option(help="KEY=VALUE for the provenance; repeatable.")] = None,
+    dedup: Annotated[
+        bool, typer.Option("--dedup", help="Share equal shards with earlier versions by hard links.")
+    ] = False,
+    partitioned: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=GLOB of npy or npz files with a weight's rows; repeatable."),
+    ] = None,
     shard_size: Annotated[str, typer.Option(help="Largest shard of small tensors: 512MiB, 1GB.")] = "1GiB",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -42,7 +49,9 @@ def command(
         signatures=signatures,
         assets=asset or [],
         golden=_golden(golden),
-        meta=_pairs(meta or []),
+        meta=_pairs("--meta", meta or []),
+        dedup=dedup,
+        partitioned=_pairs("--partitioned", partitioned or []),
         shard_bytes=parse_size(shard_size),
     )
     result = export(source, base_path, options)
@@ -59,12 +68,15 @@ def command(
                 "content": metagraph.content,
                 "bytes": result.byte_size,
                 "shards": len(metagraph.shards),
+                "shared": list(result.shared),
                 "signatures": {n: s.to_json() for n, s in metagraph.signatures.items()},
                 "notes": list(result.notes),
             },
         )
         return
     _output.line(str(result.path))
+    if result.shared:
+        _output.note(f"shared with an earlier version: {', '.join(result.shared)}")
     _output.note(
         f"version {result.version}: {_output.size(result.byte_size)} in {len(metagraph.shards)} shard(s), "
         f"identity {metagraph.identity[:12]}"
@@ -78,12 +90,12 @@ def _golden(text: str | None) -> int | Path | None:
     return int(text) if text.isascii() and text.isdigit() else Path(text)
 
 
-def _pairs(items: list[str]) -> dict[str, str]:
+def _pairs(flag: str, items: list[str]) -> dict[str, str]:
     pairs = {}
     for item in items:
         key, found, value = item.partition("=")
         if not found or not key:
-            raise UsageError("bad --meta", expected="KEY=VALUE", found=item)
+            raise UsageError(f"bad {flag}", expected="KEY=VALUE", found=item)
         pairs[key] = value
     return pairs
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-from collections.abc import Iterator
+import os
+import stat
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +22,9 @@ from ..errors import InputError
 from ..format.graph import MAX_DIMS
 from ..format.metagraph import PREFIX
 from ..format.shards import Tensor, chunked
-from ..tensors import BY_ONNX
+from ..tensors import BY_ONNX, DTYPES
 from ..wire import protobuf
+from .partitions import PartitionedTensor
 
 if TYPE_CHECKING:
     import onnx
@@ -40,8 +43,10 @@ class Source:
     name: str
 
 
-def read(source: Any) -> Source:
+def read(source: Any, partitioned: Mapping[str, PartitionedTensor] | None = None) -> Source:
     """Take an ONNX file or an `onnx.ModelProto` apart.
+
+    `partitioned` holds weights, by name, whose values come from elsewhere.
 
     Raises InputError: not an ONNX file, truncated, too large, invalid graph, missing or
     short external data, a dtype that cannot be served.
@@ -53,13 +58,20 @@ def read(source: Any) -> Source:
         model.CopyFrom(source)
         origin: dict[str, str] = {"kind": "onnx"}
         directory, where, name = None, "the model object", ""
+    elif not isinstance(source, str | os.PathLike):
+        raise InputError(
+            "this kind of object cannot be exported",
+            expected="the path of an ONNX file, or an onnx.ModelProto",
+            found=f"{type(source).__module__}.{type(source).__qualname__}",
+        )
     else:
         path = Path(source)
         data = _read_file(path)
         model = _parse(data, path)
         origin = {"kind": "onnx", "file": path.name, "sha256": hashlib.sha256(data).hexdigest()}
         directory, where, name = path.parent, str(path), path.stem
-    tensors = _take_apart(model, directory, where)
+    replaced = [_replace(model.graph, tensor, where) for tensor in (partitioned or {}).values()]
+    tensors = [*_take_apart(model, directory, where, {t.name for t in replaced}), *replaced]
     _check(model, tensors, where)
     return Source(model, tensors, origin, name)
 
@@ -124,7 +136,35 @@ def _parse(data: bytes, path: Path) -> onnx.ModelProto:
     return model
 
 
-def _take_apart(model: onnx.ModelProto, directory: Path | None, where: str) -> list[Tensor]:
+def _replace(graph: onnx.GraphProto, tensor: PartitionedTensor, where: str) -> Tensor:
+    """Make a weight, or an input, of the graph one whose values lie in parts."""
+    import onnx
+
+    proto = next((t for t in graph.initializer if t.name == tensor.name), None)
+    known = [t.name for t in graph.initializer] + [v.name for v in graph.input]
+    if tensor.name not in known:
+        raise InputError(
+            "no weight or input has the partitioned name",
+            where=f"{where}: {tensor.name}",
+            expected=", ".join(known[:8]),
+        )
+    if proto is None:
+        proto = graph.initializer.add(name=tensor.name)
+    elif (proto.data_type, *proto.dims) != (DTYPES[tensor.dtype].onnx, *tensor.shape):
+        raise InputError(
+            "the parts do not add up to the weight",
+            where=f"{where}: {tensor.name}",
+            expected=f"{_type_name(proto.data_type)} {list(proto.dims)}",
+            found=f"{tensor.dtype} {list(tensor.shape)}",
+        )
+    proto.CopyFrom(onnx.TensorProto(name=tensor.name, data_type=DTYPES[tensor.dtype].onnx, dims=tensor.shape))
+    return Tensor(tensor.name, tensor.dtype, tensor.shape, tensor.chunks)
+
+
+def _take_apart(
+    model: onnx.ModelProto, directory: Path | None, where: str, placed: Collection[str]
+) -> list[Tensor]:
+    """The tensors to store, taken out of the model; those in `placed` are stored already."""
     graph = model.graph
     _drop_own_metadata(model)
     for tensor in _inner_tensors(model):
@@ -136,7 +176,8 @@ def _take_apart(model: onnx.ModelProto, directory: Path | None, where: str) -> l
         del graph.input[:]
         graph.input.extend(kept)
     model.ir_version = max(model.ir_version, 4)  # before 4, every initializer had to be an input
-    tensors = [t for proto in graph.initializer if (t := _externalise(proto, directory, where))]
+    own = [proto for proto in graph.initializer if proto.name not in placed]
+    tensors = [t for proto in own if (t := _externalise(proto, directory, where))]
     if len({t.name for t in tensors}) != len(tensors):
         raise InputError("two initializers have one name", where=where)
     return tensors
@@ -278,8 +319,10 @@ def _external(proto: onnx.TensorProto, size: int, directory: Path | None, where:
         )
     try:
         offset, length = int(entries.get("offset") or 0), int(entries.get("length") or size)
-        with path.open("rb") as file:
-            available = path.stat().st_size
+        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise InputError("external data is not a regular file", where=tensor, found=path)
+            available = os.fstat(file.fileno()).st_size
             if offset < 0 or length != size or offset + size > available:
                 raise InputError(
                     "external data is short or has the wrong length",

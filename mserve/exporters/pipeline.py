@@ -23,12 +23,13 @@ from ..format.golden import Golden
 from ..format.graph import DIGEST_KEY
 from ..format.layout import MAX_VERSION, OWN_ASSETS, safe_relative
 from ..format.metagraph import parse, seal
+from ..format.prune import Parts
 from ..format.shards import DEFAULT_SHARD_BYTES, Placed
 from ..format.writer import Staging, stage
 from ..numerics import compare
-from ..runtime.ort import Session, map_file, session_from
-from ..tensors import DEFAULT_SIGNATURE, Array, Signature, check_inputs, plain_text
-from . import onnx_model, signatures
+from ..runtime.ort import Session, Weights, map_file, sessions_for
+from ..tensors import ANY_DIM, DEFAULT_SIGNATURE, Array, Signature, check_inputs, fill_defaults, plain_text
+from . import onnx_model, partitions, signatures
 
 if TYPE_CHECKING:
     import onnx
@@ -42,7 +43,9 @@ class Options:
 
     `version` is a number, "auto" (the next) or "time" (the Unix time). `golden` is a
     number of rows to draw, or arrays by input alias for the default signature; None
-    draws one row where the model runs on made-up inputs.
+    draws one row where the model runs on made-up inputs. `dedup` shares equal shards with
+    earlier versions by hard links. `partitioned` names weights whose values lie in several
+    npy or npz files: a glob for each.
     """
 
     version: int | str = "auto"
@@ -52,16 +55,21 @@ class Options:
     golden: int | str | os.PathLike[str] | Mapping[str, Array] | None = None
     meta: Mapping[str, str] = field(default_factory=dict)
     shard_bytes: int = DEFAULT_SHARD_BYTES
+    dedup: bool = False
+    partitioned: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What was published. `notes` are sentences that the user should read."""
+    """What was published. `shared` are the shards that an earlier version holds too;
+    `notes` are sentences that the user should read.
+    """
 
     path: Path
     version: int
     metagraph: MetaGraph
     byte_size: int
+    shared: tuple[str, ...]
     notes: tuple[str, ...]
 
 
@@ -74,15 +82,16 @@ def export(source: Any, base_path: str | os.PathLike[str], options: Options) -> 
     version = parse_version(options.version)
     base = Path(base_path)
     assets = _asset_names(options.assets)
-    parts = onnx_model.read(source)
+    parts = onnx_model.read(source, partitions.find(options.partitioned))
     with stage(base, version) as staging:
         shards, placed = staging.write_shards(parts.tensors, options.shard_bytes)
         _refer(parts.graph, placed)
-        session = _open(parts.graph, staging, shards)
-        run = _runner(session)
         where = str(source) if isinstance(source, str | os.PathLike) else "the model object"
-        chosen, free, notes = _signatures(parts.graph, options.signatures, run, where)
-        samples, note = _golden(options.golden, chosen, free, run)
+        proposed = _proposed(parts.graph, options.signatures, where)
+        _check_labels(proposed, assets)
+        sessions = _open(parts.graph, proposed, staging, shards)
+        chosen, sizes, notes = _settled(proposed, sessions)
+        samples, note = _golden(options.golden, chosen, sizes, sessions)
         notes += [note] if note else []
         metagraph = MetaGraph(
             name=options.name,
@@ -94,9 +103,10 @@ def export(source: Any, base_path: str | os.PathLike[str], options: Options) -> 
         )
         meta = _serialise(parts.graph, metagraph)
         staging.add_file(meta, META_FILE)
+        shared = staging.share(shards) if options.dedup else ()
         target = staging.publish(version)
     size = len(meta) + sum(record.size for record in metagraph.files())
-    return Export(target, int(target.name), parse(meta, target / META_FILE), size, tuple(notes))
+    return Export(target, int(target.name), parse(meta, target / META_FILE), size, shared, tuple(notes))
 
 
 def parse_version(version: int | str) -> int | None:
@@ -153,9 +163,17 @@ def _refer(model: onnx.ModelProto, placed: Mapping[str, Placed]) -> None:
         proto.metadata_props.add(key=DIGEST_KEY, value=place.sha256)
 
 
-def _open(model: onnx.ModelProto, staging: Staging, shards: Sequence[FileRecord]) -> Session:
+def _open(
+    model: onnx.ModelProto,
+    proposed: Mapping[str, Signature],
+    staging: Staging,
+    shards: Sequence[FileRecord],
+) -> dict[str, Session]:
+    """Sessions over the staged shards, made as a server would make them."""
     buffers = {r.name: map_file(staging.path / r.name, r.size, private=False) for r in shards}
-    return session_from(model.SerializeToString(), staging.path, buffers, private=False)
+    return sessions_for(
+        model.SerializeToString(), proposed, Weights(staging.path / META_FILE, buffers, private=False)
+    )
 
 
 def _runner(session: Session) -> signatures.Run:
@@ -167,39 +185,79 @@ def _runner(session: Session) -> signatures.Run:
     return run
 
 
-def _signatures(
-    model: onnx.ModelProto,
-    given: Mapping[str, Signature] | str | os.PathLike[str] | None,
-    run: signatures.Run,
-    where: str,
-) -> tuple[dict[str, Signature], int | None, list[str]]:
+def _proposed(
+    model: onnx.ModelProto, given: Mapping[str, Signature] | str | os.PathLike[str] | None, where: str
+) -> dict[str, Signature]:
+    """The given signatures, or the derived one; batch axes may still be open.
+
+    Raises UsageError when a signature lacks an input that its outputs need.
+    """
     if given is None:
-        proposed = {DEFAULT_SIGNATURE: signatures.derive(model.graph, where)}
-    elif isinstance(given, Mapping):
-        proposed = dict(given)
-    else:
-        proposed = signatures.read_toml(Path(given), model.graph)
-    chosen, size, notes = {}, None, []
+        return {DEFAULT_SIGNATURE: signatures.derive(model.graph, where)}
+    named = dict(given) if isinstance(given, Mapping) else signatures.read_toml(Path(given), model.graph)
+    parts = Parts(model.SerializeToString())
+    for name, signature in named.items():
+        _, needed = parts.ancestors(spec.name for spec in signature.outputs.values())
+        fed = {spec.name for spec in signature.inputs.values()}
+        missing = [tensor for tensor in parts.inputs if tensor in needed and tensor not in fed]
+        idle = [alias for alias, spec in signature.inputs.items() if spec.name not in needed]
+        if missing or idle:
+            raise UsageError(
+                "a signature's inputs are not those that its outputs are computed from",
+                where=f"signature {name}",
+                expected=f"also {', '.join(missing)}" if missing else f"not {', '.join(idle)}",
+                found=", ".join(signature.inputs) or "no inputs",
+            )
+    return named
+
+
+def _check_labels(proposed: Mapping[str, Signature], assets: Mapping[str, Path]) -> None:
+    """The label files that outputs name are shipped, and have a line for each entry of the last axis."""
     for name, signature in proposed.items():
-        if signature.batch_axis is None:
-            chosen[name], size, note = signatures.settle_batch_axis(signature, run)
-            notes += [f"{name}: {note}"] if note else []
-        else:
-            chosen[name] = signatures.with_batch_axis(signature)
-    return chosen, size, notes
+        for alias, spec in signature.outputs.items():
+            if not spec.labels:
+                continue
+            where = f"signature {name}.outputs.{alias}"
+            path = assets.get(f"assets/{spec.labels}")
+            if path is None:
+                known = ", ".join(n.removeprefix("assets/") for n in assets) or "no assets"
+                hint = f"ship it: --asset PATH={spec.labels}"
+                raise UsageError(
+                    "no such label file", where=where, expected=known, found=spec.labels, hint=hint
+                )
+            lines, last = len(path.read_text().splitlines()), (spec.shape or (ANY_DIM,))[-1]
+            if isinstance(last, int) and last != lines:
+                raise UsageError(
+                    "the label file does not fit",
+                    where=where,
+                    expected=f"{last} lines",
+                    found=f"{lines} lines",
+                )
+
+
+def _settled(
+    proposed: Mapping[str, Signature], sessions: Mapping[str, Session]
+) -> tuple[dict[str, Signature], dict[str, int | None], list[str]]:
+    """The signatures with their batch axes, the size at which each one ran, and notes."""
+    chosen, sizes, notes = {}, {}, []
+    for name, signature in proposed.items():
+        chosen[name], sizes[name], note = signatures.settle_batch_axis(signature, _runner(sessions[name]))
+        notes += [f"{name}: {note}"] if note else []
+    return chosen, sizes, notes
 
 
 def _golden(
     golden: int | str | os.PathLike[str] | Mapping[str, Array] | None,
     chosen: Mapping[str, Signature],
-    free: int | None,
-    run: signatures.Run,
+    sizes: Mapping[str, int | None],
+    sessions: Mapping[str, Session],
 ) -> tuple[dict[str, Golden], str]:
     """Record outputs for given or drawn inputs; an unsteady model (random operators) records none."""
     import numpy as np
 
+    inputs: Mapping[str, Array]
     name = DEFAULT_SIGNATURE if DEFAULT_SIGNATURE in chosen else next(iter(chosen))
-    signature = chosen[name]
+    signature, free, run = chosen[name], sizes[name], _runner(sessions[name])
     if isinstance(golden, int):
         if golden <= 0:
             return {}, ""
@@ -211,7 +269,8 @@ def _golden(
     else:
         inputs = dict(golden) if isinstance(golden, Mapping) else golden_file.read_npz(Path(golden))
     try:
-        inputs = {alias: plain_text(np.asarray(x)) for alias, x in inputs.items()}
+        given = {alias: plain_text(np.asarray(x)) for alias, x in inputs.items()}
+        inputs = fill_defaults(signature, given)
         check_inputs(signature, inputs)
         first, second = run(signature, inputs), run(signature, inputs)
     except Exception as error:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,20 @@ import tomli
 from ..errors import InputError, MserveError, UsageError
 from ..examples import generate
 from ..numerics import compare
-from ..tensors import ANY_DIM, BY_ONNX, METHODS, Array, Dim, Signature, TensorSpec
+from ..tensors import (
+    ANY_DIM,
+    BY_ONNX,
+    DTYPES,
+    METHODS,
+    Array,
+    Dim,
+    Shape,
+    Signature,
+    TensorSpec,
+    is_dim,
+    is_range,
+    show_shape,
+)
 
 if TYPE_CHECKING:
     import onnx
@@ -100,6 +115,9 @@ def settle_batch_axis(signature: Signature, run: Run) -> tuple[Signature, int | 
     run that succeeded (None if none did), and a sentence for the user when the batch
     axis had to be left out.
     """
+    if signature.batch_axis is not None:  # the user says so; golden samples and validate hold them to it
+        batched = with_batch_axis(signature)
+        return batched, _first_run(batched, run, 1)[0], ""
     if not may_batch(signature):
         size, _ = _first_run(signature, run, 1)
         return signature, size, "" if size is not None else _CANNOT_RUN
@@ -154,7 +172,7 @@ def with_batch_axis(signature: Signature) -> Signature:
     name = next(n for n in ("batch", *(f"batch_{i}" for i in range(len(taken)))) if n not in taken)
 
     def rename(spec: TensorSpec) -> TensorSpec:
-        return TensorSpec(spec.name, spec.dtype, (name, *spec.shape[1:]) if spec.shape else spec.shape)
+        return replace(spec, shape=(name, *spec.shape[1:]) if spec.shape else spec.shape)
 
     return Signature(
         signature.method,
@@ -185,9 +203,11 @@ def read_toml(path: Path, graph: onnx.GraphProto) -> dict[str, Signature]:
     Raises UsageError naming the table and key that is wrong, and the nearest right one.
     """
     try:
-        tables = tomli.loads(path.read_text()).get("signatures")
+        document = tomli.loads(path.read_text())
     except (OSError, tomli.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError("cannot read the signatures file", where=path, found=error) from error
+    _only(document, ("signatures",), str(path))
+    tables = document.get("signatures")
     if not isinstance(tables, dict) or not tables:
         raise UsageError("no signatures", where=path, expected="[signatures.serving_default]")
     derived = derive(graph, path)
@@ -196,37 +216,131 @@ def read_toml(path: Path, graph: onnx.GraphProto) -> dict[str, Signature]:
 
 
 def _from_table(table: Any, known: Mapping[str, TensorSpec], where: str) -> Signature:
-    keys = ("method", "batch_axis", "inputs", "outputs")
     if not isinstance(table, dict):
         raise UsageError("a signature is not a table", where=where)
-    _only(table, keys, where)
+    _only(table, ("method", "batch_axis", *SIDES), where)
     method = table.get("method", "predict")
     if method not in METHODS:
         raise UsageError("unknown method", where=where, expected=", ".join(METHODS), found=method)
     axis = table.get("batch_axis")
-    if axis not in (None, 0) or isinstance(axis, bool):
+    if axis is not None and (isinstance(axis, bool) or axis != 0):
         raise UsageError("bad batch_axis", where=where, expected="0, or leave it out", found=axis)
-    sides = []
-    for side in ("inputs", "outputs"):
-        ports = {}
-        for alias, port in table.get(side, {}).items():
-            at = f"{where}.{side}.{alias}"
-            if not isinstance(port, dict):
-                raise UsageError("a port is not a table", where=at, expected='{ tensor = "name" }')
-            _only(port, ("tensor",), at)
-            tensor = port.get("tensor", alias)
-            if tensor not in known:
-                raise UsageError(
-                    "no such tensor in the graph", where=at, expected=", ".join(known), found=tensor
-                )
-            ports[alias] = known[tensor]
-        sides.append(ports)
-    if not sides[1]:
+    ports: dict[str, dict[str, TensorSpec]] = {}
+    for side in SIDES:
+        given = table.get(side, {})
+        if not isinstance(given, dict):
+            raise UsageError("not a table", where=f"{where}.{side}", found=given)
+        ports[side] = {alias: _port(alias, port, known, f"{where}.{side}") for alias, port in given.items()}
+    signature = Signature(method, ports["inputs"], ports["outputs"], axis)
+    _check_method(signature, where)
+    if axis is not None and not may_batch(signature):
+        specs = {**ports["inputs"], **ports["outputs"]}
+        raise UsageError(
+            "batch_axis 0 is given, and axis 0 is not open everywhere",
+            where=where,
+            expected="a symbol as the first dimension of every input and output",
+            found=", ".join(f"{alias}: {show_shape(spec.shape)}" for alias, spec in specs.items()),
+        )
+    return signature
+
+
+SIDES = ("inputs", "outputs")
+# Keys of a port, with the type of each. `shape` may narrow the graph's, never contradict it.
+PORT_KEYS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "inputs": {
+        "tensor": str,
+        "dtype": str,
+        "shape": list,
+        "doc": str,
+        "default": (bool, int, float, str, list),
+        "range": list,
+    },
+    "outputs": {"tensor": str, "dtype": str, "shape": list, "doc": str, "labels": str},
+}
+
+
+def _port(alias: str, port: Any, known: Mapping[str, TensorSpec], where: str) -> TensorSpec:
+    """One input or output of a signatures file, over the graph's own description of the tensor."""
+    side, at = where.rsplit(".", 1)[1], f"{where}.{alias}"
+    if not isinstance(port, dict):
+        raise UsageError("a port is not a table", where=at, expected='{ tensor = "name" }', found=port)
+    _only(port, PORT_KEYS[side], at)
+    for key, value in port.items():
+        if not isinstance(value, PORT_KEYS[side][key]):
+            raise UsageError("a value of the wrong kind", where=f"{at}.{key}", found=value)
+    tensor = port.get("tensor", alias)
+    if tensor not in known:
+        raise UsageError("no such tensor in the graph", where=at, expected=", ".join(known), found=tensor)
+    spec = known[tensor]
+    if port.get("dtype", spec.dtype) != spec.dtype:
+        raise UsageError("not the graph's dtype", where=at, expected=spec.dtype, found=port["dtype"])
+    span = port.get("range")
+    if span is not None and not is_range(span):
+        raise UsageError("bad range", where=at, expected="[low, high]", found=span)
+    spec = replace(
+        spec,
+        shape=_narrowed(spec.shape, port.get("shape"), at),
+        doc=port.get("doc", ""),
+        default=port.get("default"),
+        range=tuple(span) if span else None,
+        labels=port.get("labels", ""),
+    )
+    _check_default(spec, at)
+    return spec
+
+
+def _narrowed(graph: Shape, given: list[Any] | None, at: str) -> Shape:
+    """The given shape, if every size that the graph fixes stands in it."""
+    if given is None:
+        return graph
+    fits = all(is_dim(d) for d in given) and (graph is None or len(graph) == len(given))
+    if not fits or any(isinstance(g, int) and g != d for g, d in zip(graph or (), given, strict=False)):
+        raise UsageError("the shape contradicts the graph", where=at, expected=show_shape(graph), found=given)
+    return tuple(given)
+
+
+def _check_default(spec: TensorSpec, at: str) -> None:
+    """A default converts to the dtype, and has the shape of one row or is a single value."""
+    if spec.default is None:
+        return
+    import numpy as np
+
+    try:
+        value = np.asarray(spec.default, DTYPES[spec.dtype].to_numpy())
+        row = [d for d in (spec.shape or ())[1:] if isinstance(d, int)]
+        np.broadcast_to(value, row if len(row) == len((spec.shape or ())[1:]) else value.shape)
+    except (ValueError, TypeError, OverflowError) as error:
+        expected = f"{spec.dtype}, one value or one row of {show_shape(spec.shape)}"
+        raise UsageError("bad default", where=at, expected=expected, found=spec.default) from error
+
+
+def _check_method(signature: Signature, where: str) -> None:
+    """classify answers scores, classes or both; regress answers outputs; predict answers anything."""
+    names, method = set(signature.outputs), signature.method
+    if not names:
         raise UsageError("a signature needs outputs", where=where)
-    return Signature(method, sides[0], sides[1], axis)
+    allowed = {"classify": {"scores", "classes"}, "regress": {"outputs"}}.get(method, names)
+    if not names <= allowed:
+        raise UsageError(
+            f"wrong outputs for {method}",
+            where=f"{where}.outputs",
+            expected=" or ".join(sorted(allowed)),
+            found=", ".join(signature.outputs),
+        )
+    for alias, spec in signature.outputs.items():
+        text = alias == "classes"
+        if method != "predict" and (spec.dtype == "string") != text:
+            raise UsageError(
+                f"wrong dtype for {method}",
+                where=f"{where}.outputs.{alias}",
+                expected="string" if text else "a number",
+                found=spec.dtype,
+            )
 
 
 def _only(table: Mapping[str, Any], allowed: Iterable[str], where: str) -> None:
     for key in table:
         if key not in allowed:
-            raise UsageError("unknown key", where=where, expected=", ".join(allowed), found=key)
+            near = difflib.get_close_matches(key, list(allowed), 1)
+            hint = f"did you mean {near[0]!r}?" if near else ""
+            raise UsageError("unknown key", where=where, expected=", ".join(allowed), found=key, hint=hint)

@@ -109,7 +109,7 @@ def check_file(path: Path, record: FileRecord) -> None:
 
 def _read_meta(path: Path) -> bytes:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_NOFOLLOW", 0))
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))
     except FileNotFoundError as error:
         raise NotABundle(
             "the version has no export.meta", where=path, hint="is the copy still running?"

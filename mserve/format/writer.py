@@ -1,12 +1,11 @@
 """Writing a bundle so that nobody ever sees half of one.
 
 Everything is written into a temporary directory beside the versions, flushed to the
-disk, made read-only, and published by one rename. The writer holds a lock (flock) on
-its temporary directory for as long as it lives; the kernel drops the lock when the
-process dies, however it dies. So a temporary directory whose lock can be taken belongs
-to nobody, and the next export removes it. A short lock on the base path itself covers
-the moments in which two writers could meet: creating and locking a temporary directory,
-removing dead ones, and choosing and publishing a version.
+disk, made read-only, and published by one rename. The writer holds a lock on its
+temporary directory for as long as it lives, so a temporary directory whose lock can be
+taken belongs to nobody, and the next export removes it. A short lock on the base path
+itself covers the moments in which two writers could meet: creating and locking a
+temporary directory, removing dead ones, and choosing and publishing a version.
 """
 
 from __future__ import annotations
@@ -20,10 +19,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import EnvironmentProblem, UsageError
+from ..errors import BundleError, EnvironmentProblem, UsageError
 from . import layout
 from .digests import file_digest
+from .locks import acquire, held
 from .metagraph import FileRecord
+from .reader import Bundle, open_bundle
 from .shards import Placed, Tensor, plan, write_shard
 
 
@@ -48,6 +49,31 @@ class Staging:
             placed |= where
         return tuple(records), placed
 
+    def share(self, records: Sequence[FileRecord]) -> tuple[str, ...]:
+        """Replace shards by hard links to equal files of earlier versions; return their names.
+
+        The earlier file is read and digested first: what is damaged is not shared.
+        """
+        known = {
+            (r.size, r.sha256): bundle.path / r.name
+            for bundle in _readable(self.base)
+            for r in bundle.metagraph.shards
+        }
+        shared = []
+        for record in records:
+            earlier = known.get((record.size, record.sha256))
+            if earlier is None or file_digest(earlier) != record.sha256:
+                continue
+            link = self.path / f".{record.name}"
+            try:
+                link.hardlink_to(earlier)
+                link.replace(self.path / record.name)
+            except OSError:  # another file system, too many links: the copy stays
+                link.unlink(missing_ok=True)
+            else:
+                shared.append(record.name)
+        return tuple(shared)
+
     def add_file(self, source: Path | bytes, name: str) -> FileRecord:
         """Copy a file, or bytes, into the bundle under a relative name."""
         layout.safe_relative(name, self.base)
@@ -68,7 +94,7 @@ class Staging:
             for name in files:
                 (Path(directory) / name).chmod(0o444)
             _flush(Path(directory))
-        with _base_lock(self.base):
+        with held(self.base):
             number = self.claim(version)
             target = self.base / layout.version_dir(number)
             with _disk_errors(target, 0):
@@ -94,6 +120,13 @@ class Staging:
         return version
 
 
+def _readable(base: Path) -> Iterator[Bundle]:
+    """The versions of a base path that open without an error."""
+    for path in layout.versions(base).values():
+        with suppress(BundleError):
+            yield open_bundle(path)
+
+
 @contextmanager
 def stage(base: Path, version: int | None) -> Iterator[Staging]:
     """A staging directory under `base`, which is created if need be; removed unless published.
@@ -106,10 +139,10 @@ def stage(base: Path, version: int | None) -> Iterator[Staging]:
         if base.exists() and not base.is_dir():
             raise UsageError("the base path is not a directory", where=base, found="a file")
         base.mkdir(parents=True, exist_ok=True)
-        with _base_lock(base):
-            _remove_dead(base)
+        with held(base):
+            remove_dead(base)
             path = Path(tempfile.mkdtemp(prefix=layout.TEMP_PREFIX, dir=base))
-            lock = _lock(path)
+            lock = acquire(path)
     try:
         staging = Staging(base, path)
         staging.claim(version)
@@ -117,49 +150,19 @@ def stage(base: Path, version: int | None) -> Iterator[Staging]:
     finally:
         if path.exists():
             shutil.rmtree(path, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
+        lock.release()
 
 
-def _remove_dead(base: Path) -> None:
-    """Remove the temporary directories whose writers are gone."""
+def remove_dead(base: Path) -> list[Path]:
+    """Remove the temporary directories whose writers are gone, and return them; hold the base's lock."""
+    removed = []
     for path in base.glob(layout.TEMP_PREFIX + "*"):
         with suppress(OSError):
-            lock = _lock(path)
+            lock = acquire(path)
             shutil.rmtree(path, ignore_errors=True)
-            if lock is not None:
-                os.close(lock)
-
-
-def _lock(directory: Path) -> int | None:
-    """Lock a directory against other writers, without waiting. Raises BlockingIOError if held."""
-    try:
-        import fcntl
-    except ImportError:  # Windows has no flock; there a dead writer's directory is left
-        return None
-    fd = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
-
-
-@contextmanager
-def _base_lock(base: Path) -> Iterator[None]:
-    """Hold the base path's lock for a moment; waits for the writer that has it."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    fd = os.open(base, os.O_RDONLY)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
+            lock.release()
+            removed.append(path)
+    return removed
 
 
 def _flush(path: Path) -> None:

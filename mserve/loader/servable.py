@@ -17,12 +17,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from ..errors import ExecutionFailed, ModelRefused, MserveError, NotFound
+from ..errors import BundleIncomplete, ExecutionFailed, ModelRefused, MserveError, NotFound
 from ..examples import generate
 from ..format import Bundle, open_bundle
 from ..format.golden import Golden, unpack
-from ..runtime.ort import Session, open_session
-from ..tensors import DEFAULT_SIGNATURE, Array, Signature, check_inputs, plain_text
+from ..format.locks import Lock, acquire
+from ..runtime.ort import Session, open_sessions
+from ..tensors import DEFAULT_SIGNATURE, Array, Signature, check_inputs, fill_defaults, plain_text
 
 
 class State(enum.Enum):
@@ -73,15 +74,16 @@ class Servable:
     `in_flight` counts requests that were accepted and not yet answered.
     """
 
-    def __init__(self, bundle: Bundle, session: Session, golden: Mapping[str, Golden]) -> None:
+    def __init__(self, bundle: Bundle, sessions: Mapping[str, Session], golden: Mapping[str, Golden]) -> None:
         self.bundle = bundle
         self.version = bundle.version
         self.signatures: Mapping[str, Signature] = bundle.metagraph.signatures
         self.golden = golden
         self.in_flight = 0
         self.stats = Stats()
-        self.private_memory = session.private
-        self._session: Session | None = session
+        self.private_memory = all(s.private for s in sessions.values())
+        self._lock: Lock | None = None
+        self._sessions = sessions
         self._plans = {
             name: ([s.name for s in sig.outputs.values()], tuple(sig.outputs))
             for name, sig in self.signatures.items()
@@ -106,17 +108,18 @@ class Servable:
         import numpy as np
 
         name, spec = self.signature(signature)
-        arrays = {a: plain_text(np.asarray(x)) for a, x in inputs.items()}
+        arrays = fill_defaults(spec, {a: plain_text(np.asarray(x)) for a, x in inputs.items()})
         check_inputs(spec, arrays)
         return dict(zip(self._plans[name][1], self.compute(name, arrays), strict=True))
 
     def compute(self, signature: str, inputs: Mapping[str, Array]) -> Sequence[Array]:
         """Outputs in the signature's order, for inputs that were checked already."""
-        session = self._session
-        if session is None:
+        if not self._sessions:
             raise RuntimeError("run on a closed servable")
         ports = self.signatures[signature].inputs
-        return session.run(self._plans[signature][0], {ports[a].name: x for a, x in inputs.items()})
+        return self._sessions[signature].run(
+            self._plans[signature][0], {ports[a].name: x for a, x in inputs.items()}
+        )
 
     def warm_up(self) -> None:
         """Run the golden samples once, or made-up inputs where there are none.
@@ -149,16 +152,27 @@ class Servable:
 
     def close(self) -> None:
         """Free the session and its memory; nothing may be in flight."""
-        self._session = None
+        self._sessions = {}
+        if self._lock is not None:
+            self._lock.release()
+
+    def hold(self, lock: Lock) -> None:
+        """Keep a lock on the version's directory until `close`, so that nobody removes it."""
+        self._lock = lock
 
 
 def load(path: str | os.PathLike[str]) -> Servable:
     """Open, load and warm up a bundle. Raises a BundleError; the caller closes the servable."""
     bundle = open_bundle(path)
-    session = open_session(bundle)
+    try:
+        lock = acquire(bundle.path, shared=True)
+    except OSError as error:  # it is being removed, or is gone
+        raise BundleIncomplete("the version is being removed", where=bundle.path, found=error) from error
+    sessions = open_sessions(bundle)
     golden: Mapping[str, Golden] = {}
     if bundle.metagraph.golden:
         golden = unpack(bundle.file(bundle.metagraph.golden), bundle.metagraph.signatures)
-    servable = Servable(bundle, session, golden)
+    servable = Servable(bundle, sessions, golden)
+    servable.hold(lock)
     servable.warm_up()
     return servable

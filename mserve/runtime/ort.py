@@ -23,9 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import BundleIncomplete, ExecutionFailed, ModelRefused
-from ..format import META_FILE, Bundle, FileRecord
-from ..tensors import Array
+from ..errors import BundleIncomplete, ExecutionFailed, MetaGraphMalformed, ModelRefused
+from ..format import META_FILE, Bundle
+from ..format.prune import Parts
+from ..tensors import Array, Signature
+from ..wire import protobuf
 
 PRIVATE_BYTES = 32 << 20
 
@@ -54,17 +56,26 @@ def cpu_budget() -> int:
     return max(1, cpus)
 
 
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The external files of a model, by name, in memory. `where` is the model's own file."""
+
+    where: Path
+    buffers: Mapping[str, mmap.mmap]
+    private: bool
+
+
 @dataclass(slots=True)
 class Session:
-    """A loaded graph and the memory it reads from.
-
-    `private` tells that the weights lie in private memory, so that a run cannot wait
-    for the disk.
-    """
+    """A loaded graph, and the memory it reads its weights from."""
 
     _session: Any
-    _buffers: list[mmap.mmap]
-    private: bool
+    _weights: Weights
+
+    @property
+    def private(self) -> bool:
+        """Whether the weights lie in private memory, so that a run cannot wait for the disk."""
+        return self._weights.private
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
         """Compute the named tensors. Raises ExecutionFailed with ONNX Runtime's message."""
@@ -73,27 +84,44 @@ class Session:
         except Exception as error:  # ONNX Runtime's own exception types share no useful base
             raise ExecutionFailed("the model failed on these inputs", found=_first_line(error)) from error
 
-    def tensor_names(self) -> set[str]:
-        """Names of the graph's inputs and outputs."""
-        ports = (*self._session.get_inputs(), *self._session.get_outputs())
-        return {port.name for port in ports}
 
+def open_sessions(bundle: Bundle) -> dict[str, Session]:
+    """Load a bundle on the CPU: a session for each signature, all over the same memory.
 
-def open_session(bundle: Bundle) -> Session:
-    """Load a bundle's graph on the CPU.
-
-    Raises ModelRefused when ONNX Runtime does not accept it, BundleIncomplete when a
-    shard changes while it is opened.
+    Raises ModelRefused when ONNX Runtime does not accept the graph, BundleIncomplete
+    when a shard changes while it is opened.
     """
-    buffers = _buffers(bundle, bundle.metagraph.shards)
-    total = sum(record.size for record in bundle.metagraph.shards)
-    return session_from(bundle.meta, bundle.path, buffers, private=total <= PRIVATE_BYTES)
+    private = sum(record.size for record in bundle.metagraph.shards) <= PRIVATE_BYTES
+    buffers = {r.name: map_file(bundle.file(r), r.size, private=private) for r in bundle.metagraph.shards}
+    weights = Weights(bundle.path / META_FILE, buffers, private)
+    return sessions_for(bundle.meta, bundle.metagraph.signatures, weights)
 
 
-def session_from(
-    model: bytes, directory: Path, buffers: Mapping[str, mmap.mmap], *, private: bool
-) -> Session:
-    """A session from a serialised ModelProto and the buffers of its external files by name."""
+def sessions_for(model: bytes, signatures: Mapping[str, Signature], weights: Weights) -> dict[str, Session]:
+    """A session for each signature of a serialised ModelProto.
+
+    Signatures whose outputs have the same ancestors share one, and each session computes
+    nothing that its signatures do not ask for. Raises ModelRefused, MetaGraphMalformed.
+    """
+    nodes: dict[str, frozenset[int]] = {}
+    outputs: dict[frozenset[int], set[str]] = {}
+    try:
+        parts = Parts(model)
+        for name, signature in signatures.items():
+            wanted = {spec.name for spec in signature.outputs.values()}
+            nodes[name] = parts.ancestors(wanted)[0]
+            outputs.setdefault(nodes[name], set()).update(wanted)
+        models = {group: parts.cut(wanted) for group, wanted in outputs.items()}
+    except protobuf.Malformed as error:
+        raise MetaGraphMalformed(
+            "the graph is not a protobuf message", where=weights.where, found=error
+        ) from error
+    sessions = {group: _session(part, weights) for group, part in models.items()}
+    return {name: sessions[group] for name, group in nodes.items()}
+
+
+def _session(model: bytes, weights: Weights) -> Session:
+    """A session over one part of a graph."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -105,27 +133,24 @@ def session_from(
     options.add_session_config_entry("session.use_external_initializer_file_buffers_directly", "1")
     # Only files that the buffers do not cover are looked for here, and ONNX Runtime
     # refuses paths that lead out of it; without it, it would look in the working directory.
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(directory))
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(weights.where.parent)
+    )
     options.log_severity_level = 3
-    if buffers:
-        options.add_external_initializers_from_files_in_memory(
-            list(buffers), list(buffers.values()), [len(b) for b in buffers.values()]
-        )
+    options.add_session_config_entry("session.prepack.enable_parallel", "1")
+    if weights.buffers:
+        names, buffers = list(weights.buffers), list(weights.buffers.values())
+        options.add_external_initializers_from_files_in_memory(names, buffers, [len(b) for b in buffers])
     try:
         session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise ModelRefused(
             "ONNX Runtime does not accept the model",
-            where=directory / META_FILE,
+            where=weights.where,
             found=_first_line(error),
-            hint="`mserve validate` names the cause where it can",
+            hint="onnxruntime.InferenceSession reports the same for the model file",
         ) from error
-    return Session(session, list(buffers.values()), private)
-
-
-def _buffers(bundle: Bundle, records: Sequence[FileRecord]) -> dict[str, mmap.mmap]:
-    private = sum(record.size for record in records) <= PRIVATE_BYTES
-    return {record.name: map_file(bundle.file(record), record.size, private=private) for record in records}
+    return Session(session, weights)
 
 
 def map_file(path: Path, size: int, *, private: bool) -> mmap.mmap:

@@ -16,7 +16,8 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -126,30 +127,8 @@ class TfsRest:
         body = tfs_json.parse(bytes(request.body))
         signature, spec = _signature(servable, tfs_json.signature_name(body))
         inputs, rows = tfs_json.inputs_of(body, spec)
-        done = self._responder(name, servable, spec, rows, reply, start)
-        return self._front.predict(servable, signature, inputs, done)
-
-    def _responder(
-        self, name: str, servable: Servable, spec: Signature, rows: bool, reply: Reply, start: int
-    ) -> Callable[[Sequence[Array] | MserveError], None]:
-        """What turns the model's outputs into the response, once they are there."""
-
-        def done(result: Sequence[Array] | MserveError) -> None:
-            if not isinstance(result, MserveError):
-                try:
-                    body = tfs_json.encode(dict(zip(spec.outputs, result, strict=True)), rows=rows)
-                    response = Response(200, body, JSON, ((VERSION_HEADER, str(servable.version)),))
-                except MserveError as error:
-                    response = error_response(error)
-                except Exception as error:  # a client must never be left without an answer
-                    log.exception("our bug while encoding an answer of %s", name)
-                    response = error_response(MserveError("internal error", found=repr(error)[:200]))
-            else:
-                response = error_response(result)
-            self._metrics.count(name, response.status, time.monotonic_ns() - start)
-            reply(response)
-
-        return done
+        call = _Call(name, servable, spec, rows, start, self._metrics, reply)
+        return self._front.predict(servable, signature, inputs, call.answer)
 
     def _page(self, route: Route) -> Response:
         if route.model is None:
@@ -163,6 +142,36 @@ class TfsRest:
             return json_response(_metadata(route.model, servable))
         _, spec = servable.signature()
         return Response(200, tfs_json.encode_inputs(servable.example(), rows=spec.batch_axis is not None))
+
+
+@dataclass(slots=True)
+class _Call:
+    """A predict call under way: what is needed to answer once the model's outputs are there."""
+
+    model: str
+    servable: Servable
+    signature: Signature
+    rows: bool
+    start_ns: int
+    metrics: Metrics
+    reply: Reply
+
+    def answer(self, result: Sequence[Array] | MserveError) -> None:
+        """Encode outputs or an error, count, and reply."""
+        try:
+            response = error_response(result) if isinstance(result, MserveError) else self._encode(result)
+        except MserveError as error:
+            response = error_response(error)
+        except Exception as error:  # a client must never be left without an answer
+            log.exception("our bug while encoding an answer of %s", self.model)
+            response = error_response(MserveError("internal error", found=repr(error)[:200]))
+        self.metrics.count(self.model, response.status, time.monotonic_ns() - self.start_ns)
+        self.reply(response)
+
+    def _encode(self, outputs: Sequence[Array]) -> Response:
+        named = dict(zip(self.signature.outputs, outputs, strict=True))
+        headers = ((VERSION_HEADER, str(self.servable.version)),)
+        return Response(200, tfs_json.encode(named, rows=self.rows), JSON, headers)
 
 
 def _signature(servable: Servable, name: str) -> tuple[str, Signature]:

@@ -98,13 +98,20 @@ def _from_rows(rows: Any, signature: Signature) -> dict[str, Array]:
         except RequestError as error:
             error.where = f"instance {index}"
             raise
-    return {a: to_array([row[a] for row in rows], spec, a) for a, spec in signature.inputs.items()}
+        if row.keys() != rows[0].keys():
+            raise RequestError(
+                f"instance {index} does not have the inputs of the first one",
+                expected=", ".join(rows[0]),
+                found=", ".join(row),
+            )
+    given = {a: spec for a, spec in signature.inputs.items() if a in rows[0]}
+    return {a: to_array([row[a] for row in rows], spec, a) for a, spec in given.items()}
 
 
 def _from_columns(columns: Any, signature: Signature) -> dict[str, Array]:
     if isinstance(columns, dict) and not _is_b64(columns):
         check_names(signature, columns)
-        return {a: to_array(columns[a], spec, a) for a, spec in signature.inputs.items()}
+        return {a: to_array(columns[a], spec, a) for a, spec in signature.inputs.items() if a in columns}
     if len(signature.inputs) != 1:
         raise RequestError(
             "'inputs' is not an object",

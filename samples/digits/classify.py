@@ -23,9 +23,8 @@ def main() -> None:
     print("true  predicted  probability")
     for label, prediction in list(zip(labels, predictions, strict=True))[:10]:
         sure = max(prediction["probabilities"])
-        print(
-            f"{label:4}  {prediction['label']:9}  {sure:11.3f}{'' if label == prediction['label'] else '  wrong'}"
-        )
+        wrong = "" if label == prediction["label"] else "  wrong"
+        print(f"{label:4}  {prediction['label']:9}  {sure:11.3f}{wrong}")
     right = sum(label == prediction["label"] for label, prediction in zip(labels, predictions, strict=True))
     print(f"{right} of {len(labels)} right ({right / len(labels):.0%}), answered by version {version}")
 

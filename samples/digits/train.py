@@ -50,8 +50,8 @@ def train(pixels: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
         error = (exp / exp.sum(1, keepdims=True) - y[rows]) / len(rows)
         back = (error @ weights["W2"].T) * (hidden > 0)
         gradients = {"W1": x[rows].T @ back, "b1": back.sum(0), "W2": hidden.T @ error, "b2": error.sum(0)}
-        for name, gradient in gradients.items():
-            gradient = gradient + 1e-4 * weights[name]
+        for name in weights:
+            gradient = gradients[name] + 1e-4 * weights[name]
             mean[name] += 0.1 * (gradient - mean[name])
             square[name] += 0.001 * (gradient**2 - square[name])
             unbiased = square[name] / (1 - 0.999**step)

@@ -1,0 +1,113 @@
+"""The part of a graph that some outputs need, cut out of the stored bytes.
+
+ONNX Runtime computes every output of a graph, fetched or not. So signatures whose
+outputs have different ancestors get sessions of their own, each over its part of the
+graph; the weights lie in the shards, which all of them share.
+
+Records of the protobuf message are kept or left out whole; nothing is parsed into
+objects and nothing is serialised again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from ..wire import protobuf
+
+GRAPH = 7
+NODE, INITIALIZER, INPUT, OUTPUT, VALUE_INFO, ANNOTATION = 1, 5, 11, 12, 13, 14
+ATTRIBUTE, SUBGRAPH, SUBGRAPHS = 5, 6, 11
+NAME = {INITIALIZER: 8, INPUT: 1, OUTPUT: 1, VALUE_INFO: 1, ANNOTATION: 1}
+
+
+@dataclass(slots=True)
+class _Node:
+    """A node's tensors; `inputs` hold what its subgraphs take from outside, too."""
+
+    inputs: set[str] = field(default_factory=set)
+    outputs: list[str] = field(default_factory=list)
+
+
+class Parts:
+    """A stored ModelProto, ready to be cut. Raises protobuf.Malformed."""
+
+    def __init__(self, model: bytes) -> None:
+        self._model = model
+        self._graph = next(f for f in protobuf.fields(model) if f.number == GRAPH)
+        self._records = list(protobuf.inside(model, self._graph))
+        self._nodes = {r.record_start: _node(model, r) for r in self._records if r.number == NODE}
+        self._producer = {name: at for at, node in self._nodes.items() for name in node.outputs}
+        self.inputs = [self._name(r) for r in self._records if r.number == INPUT]
+
+    def ancestors(self, outputs: Iterable[str]) -> tuple[frozenset[int], frozenset[str]]:
+        """The nodes that outputs need (by position in the file), and the names these refer to."""
+        names, nodes = set[str](), set[int]()
+        pending = list(outputs)
+        while pending:
+            name = pending.pop()
+            if name in names:
+                continue
+            names.add(name)
+            at = self._producer.get(name)
+            if at is not None and at not in nodes:
+                nodes.add(at)
+                pending += self._nodes[at].inputs
+        for at in nodes:
+            names.update(self._nodes[at].outputs)
+        return frozenset(nodes), frozenset(names)
+
+    def cut(self, outputs: Collection[str]) -> bytes:
+        """A ModelProto that computes `outputs` and nothing else; the stored one if that is all of it."""
+        nodes, names = self.ancestors(outputs)
+        kept = [r for r in self._records if self._is_kept(r, nodes, names, outputs)]
+        if len(kept) == len(self._records):
+            return self._model
+        graph = b"".join(self._model[r.record_start : r.end] for r in kept)
+        before, after = self._model[: self._graph.record_start], self._model[self._graph.end :]
+        return before + protobuf.encode_bytes(GRAPH, graph) + after
+
+    def _is_kept(
+        self, record: protobuf.Field, nodes: Collection[int], names: Collection[str], outputs: Collection[str]
+    ) -> bool:
+        if record.number == NODE:
+            return record.record_start in nodes
+        if record.number == OUTPUT:
+            return self._name(record) in outputs
+        return record.number not in NAME or self._name(record) in names
+
+    def _name(self, record: protobuf.Field) -> str:
+        return _strings(self._model, record, NAME[record.number])[-1]
+
+
+def _strings(model: bytes, record: protobuf.Field, number: int) -> list[str]:
+    return [protobuf.text(model, f) for f in protobuf.inside(model, record) if f.number == number] or [""]
+
+
+def _node(model: bytes, record: protobuf.Field) -> _Node:
+    node = _Node()
+    for f in protobuf.inside(model, record):
+        if f.number == 1:
+            node.inputs.add(protobuf.text(model, f))
+        elif f.number == 2:
+            node.outputs.append(protobuf.text(model, f))
+        elif f.number == ATTRIBUTE:
+            node.inputs.update(_captured(model, f))
+    node.inputs.discard("")
+    return node
+
+
+def _captured(model: bytes, attribute: protobuf.Field) -> Iterator[str]:
+    """Every name that the subgraphs of an attribute refer to; names are unique, so none is meant twice."""
+    graphs = [f for f in protobuf.inside(model, attribute) if f.number in (SUBGRAPH, SUBGRAPHS)]
+    while graphs:
+        for f in protobuf.inside(model, graphs.pop()):
+            if f.number == OUTPUT:
+                yield from _strings(model, f, 1)
+            elif f.number == NODE:
+                for part in protobuf.inside(model, f):
+                    if part.number == 1:
+                        yield protobuf.text(model, part)
+                    elif part.number == ATTRIBUTE:
+                        inner = protobuf.inside(model, part)
+                        graphs += [g for g in inner if g.number in (SUBGRAPH, SUBGRAPHS)]
