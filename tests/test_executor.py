@@ -99,6 +99,29 @@ def test_a_short_model_comes_to_run_on_the_loop_itself(lookup: Servable) -> None
     assert lookup.stats.inline > 0
 
 
+def test_queue_times_are_not_negative_when_an_answer_causes_the_next_request(lookup: Servable) -> None:
+    """A caller in this process may ask again from within its answer, in the same turn of the loop."""
+
+    seen: list[int] = []
+
+    async def work(executor: Executor, front: Front) -> None:
+        finished = asyncio.get_running_loop().create_future()
+
+        def again(_: Any) -> None:
+            seen.append(lookup.stats.queue_ns)
+            if len(seen) == 300:
+                finished.set_result(None)
+            else:
+                front.predict(lookup, "serving_default", {"i": np.array([1], np.int64)}, again)
+
+        again(None)
+        await finished
+
+    on_loop(work)
+    assert lookup.stats.inline > 0
+    assert seen == sorted(seen)
+
+
 def test_mapped_weights_are_never_read_on_the_loop(lookup: Servable) -> None:
     """A page of a mapped table may have to come from the disk."""
     lookup.private_memory = False

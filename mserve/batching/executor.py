@@ -89,7 +89,7 @@ class Executor:
             batch.entries = [e for e in batch.entries if not self._dropped(e)]
             if not batch.entries:
                 continue
-            self._count(batch, now)
+            self._count(batch, time.monotonic_ns())
             predicted = _predict(batch.entries[0], batch.rows)
             if predicted <= min(INLINE_RUN_NS, inline_left):
                 inline_left -= int(predicted)

@@ -143,6 +143,11 @@ def _notes(report: Report) -> list[str]:
     if report.target.get("kind") == "url" and seen.cpu_share > CPU_SHARE_MAX:
         share = f"{seen.cpu_share:.0%} of a CPU"
         notes.append(f"the client used {share}: it may be the bottleneck, not the server")
+    if report.verdict.code == Verdict.INVALID and report.total:
+        notes.append(
+            "measure with a less busy client, from another machine, or at a lower rate; "
+            "lateness never makes an SLO look met, so a pass with --slo still counts"
+        )
     if load.rate is not None and report.verdict.code == Verdict.PASS and not report.shares_loop:
         late = late_client(seen.phase.recorder)
         notes += [f"{late}: the latencies are upper bounds"] if late else []

@@ -105,6 +105,8 @@ def _unreachable(endpoint: Endpoint, error: Exception) -> EnvironmentProblem:
         hint = f"start a server: mserve serve BASE_PATH --port {endpoint.port}"
     elif isinstance(error, socket.gaierror):
         what = "no such host"
+    elif isinstance(error, ssl.SSLCertVerificationError):
+        what, hint = "the server's certificate is not trusted", "SSL_CERT_FILE=CA.pem names whom to trust"
     elif isinstance(error, TimeoutError):
         what, hint = f"no answer within {ASK_TIMEOUT_S:g} s", "is it the right port, and is the server alive?"
     found = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -122,6 +124,8 @@ def get(endpoint: Endpoint, path: str) -> tuple[int, bytes]:
         connection.request("GET", path, headers={"User-Agent": "mserve-bench"})
         response = connection.getresponse()
         return response.status, response.read(PAGE_BYTES_MAX)
+    except ssl.SSLCertVerificationError as error:
+        raise _unreachable(endpoint, error) from error
     except (http.client.HTTPException, ConnectionResetError, ssl.SSLError, ValueError) as error:
         found = f"{type(error).__name__}: {str(error)[:80]}".rstrip(": ")
         raise _unknown_protocol(endpoint, f"GET {path}", found) from error
