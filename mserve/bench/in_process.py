@@ -12,10 +12,11 @@ import numpy as np
 from ..batching.batcher import Entry, Limits
 from ..batching.executor import Executor
 from ..errors import MserveError, UsageError
+from ..format import open_bundle
 from ..front import Front
 from ..loader.reconciler import Model, ModelConfig
 from ..loader.servable import Servable, load
-from ..runtime.ort import cpu_budget
+from ..runtime.ort import cpu_budget, share_threads
 from ..tensors import Array, Signature, check_inputs, fill_defaults
 from ..wire import tfs_json
 from .client import Connection, Done
@@ -25,11 +26,12 @@ from .targets import Ask, Target, read_inputs
 
 
 def open_bundle_target(path: Path, ask: Ask) -> Target:
-    """Load a bundle as a server does. Raises what `load` and `bundle_request` raise.
+    """Load a bundle as a server does, in a process of bench's own: its sessions share one thread pool.
 
-    A server shares one thread pool between its sessions; whoever owns the process asks
-    for that with `share_threads`, as the command line does.
+    Raises what `load` and `bundle_request` raise.
     """
+    open_bundle(path)
+    share_threads(cpu_budget())
     servable = load(path)
     return InProcess(servable, *bundle_request(servable, ask))
 

@@ -65,7 +65,6 @@ def command(
     from ..bench.slo import DEFAULT, parse
     from ..bench.targets import Ask, open_target
     from ..bench.verdict import Load
-    from ..runtime.ort import cpu_budget, share_threads
 
     rates = parse_qps(qps)
     searching = qps == AUTO
@@ -84,7 +83,6 @@ def command(
     )
     session.check(load, rates)
     stamp = environment.stamp(sys.argv[1:])
-    share_threads(cpu_budget())
     opened = open_target(target, Ask(model, signature, rows or 1, inputs))
     work = session.Session(opened, load, objectives, _output.note)
     result = session.run(work.search() if searching else work.sweep(rates) if rates else work.closed())
