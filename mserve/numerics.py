@@ -55,3 +55,13 @@ def compare(expected: Array, actual: Array, rtol: float = RTOL, atol: float = AT
         return Difference(True, worst, at, "")
     reason = f"{int(over.sum())} of {over.size} elements differ, worst {worst:.3g} at {list(at)}"
     return Difference(False, worst, at, reason)
+
+
+def show_bytes(count: int) -> str:
+    """A number of bytes for people: `3.1 MB`."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"

@@ -11,7 +11,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from ..numerics import show_bytes as size
+
 SCHEMA = 1
+
+__all__ = ["SCHEMA", "emit_json", "line", "note", "size", "table"]
 
 
 def emit_json(kind: str, value: dict[str, Any]) -> None:
@@ -52,13 +56,3 @@ def line(text: str = "") -> None:
 def note(text: str) -> None:
     """A line for the person watching, on stderr."""
     print(text, file=sys.stderr, flush=True)
-
-
-def size(byte_count: int) -> str:
-    """A size for people: `3.1 MB`."""
-    value = float(byte_count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"

@@ -29,6 +29,7 @@ from ..format import META_FILE, open_bundle
 from ..format.layout import versions
 from ..front import Front
 from ..loader.reconciler import ModelConfig, Reconciler
+from ..numerics import show_bytes
 from ..runtime.ort import cpu_budget, share_threads
 from ..wire import tfs_json
 from ..wire.http1 import TEXT, Request, Response, json_response
@@ -237,8 +238,8 @@ async def _announce(server: Server, host: str, port: int) -> None:
     for name, model in server.reconciler.models.items():
         for version, servable in model.available.items():
             names = ", ".join(servable.signatures)
-            size = servable.bundle.byte_size / 1e6
-            _say(f"  {name} version {version}: available ({size:.1f} MB; signatures: {names})")
+            size = show_bytes(servable.bundle.byte_size)
+            _say(f"  {name} version {version}: available ({size}; signatures: {names})")
         if not model.available:
             _say(f"  {name}: nothing to serve yet: {model.why_unavailable()}")
     while True:
