@@ -29,6 +29,9 @@ def command(
     max_body: Annotated[str, typer.Option(help="Largest request body.")] = "64MiB",
     timeout: Annotated[float, typer.Option(help="Seconds a request may take; then 504.", min=0.001)] = 30.0,
     poll: Annotated[float, typer.Option(help="Seconds between looks for new versions.", min=0.05)] = 1.0,
+    prefetch: Annotated[
+        bool, typer.Option("--prefetch", help="Read large weights into memory before a version answers.")
+    ] = False,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Serve the newest version over HTTP; load new versions as they appear; SIGTERM drains."""
@@ -46,5 +49,7 @@ def command(
         raise UsageError("bad --log-level", expected="debug, info, warning or error", found=log_level)
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     limits = Limits(max_batch, int(batch_delay * 1e6), max_queue)
-    options = Options(base_path, name, host, port, limits, parse_size(max_body), timeout, poll, latest)
+    options = Options(
+        base_path, name, host, port, limits, parse_size(max_body), timeout, poll, latest, prefetch
+    )
     raise typer.Exit(run(options))

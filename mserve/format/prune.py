@@ -23,10 +23,12 @@ NAME = {INITIALIZER: 8, INPUT: 1, OUTPUT: 1, VALUE_INFO: 1, ANNOTATION: 1}
 
 @dataclass(slots=True)
 class _Node:
-    """A node's tensors; `inputs` hold what its subgraphs take from outside, too."""
+    """A node's operator and tensors; `captured` is what its subgraphs take from outside."""
 
-    inputs: set[str] = field(default_factory=set)
+    operator: str = ""
+    inputs: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
+    captured: set[str] = field(default_factory=set)
 
 
 class Parts:
@@ -52,10 +54,21 @@ class Parts:
             at = self._producer.get(name)
             if at is not None and at not in nodes:
                 nodes.add(at)
-                pending += self._nodes[at].inputs
+                node = self._nodes[at]
+                pending += [*filter(None, node.inputs), *node.captured]
         for at in nodes:
             names.update(self._nodes[at].outputs)
         return frozenset(nodes), frozenset(names)
+
+    def tables(self) -> set[str]:
+        """Weights that nothing but Gather reads: a run touches a few of their rows and no more."""
+        gathered, otherwise = set[str](), set[str]()
+        for node in self._nodes.values():
+            table = node.inputs[:1] if node.operator == "Gather" else []
+            gathered.update(table)
+            otherwise.update(node.inputs[len(table) :], node.captured)
+        weights = {self._name(r) for r in self._records if r.number == INITIALIZER}
+        return (weights & gathered) - otherwise
 
     def cut(self, outputs: Collection[str]) -> bytes:
         """A ModelProto that computes `outputs` and nothing else; the stored one if that is all of it."""
@@ -88,12 +101,13 @@ def _node(model: bytes, record: protobuf.Field) -> _Node:
     node = _Node()
     for f in protobuf.inside(model, record):
         if f.number == 1:
-            node.inputs.add(protobuf.text(model, f))
+            node.inputs.append(protobuf.text(model, f))
         elif f.number == 2:
             node.outputs.append(protobuf.text(model, f))
+        elif f.number == 4:
+            node.operator = protobuf.text(model, f)
         elif f.number == ATTRIBUTE:
-            node.inputs.update(_captured(model, f))
-    node.inputs.discard("")
+            node.captured.update(_captured(model, f))
     return node
 
 

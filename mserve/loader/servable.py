@@ -24,6 +24,7 @@ from ..format.golden import Golden, unpack
 from ..format.locks import Lock, acquire
 from ..runtime.ort import Session, open_sessions
 from ..tensors import DEFAULT_SIGNATURE, Array, Signature, check_inputs, fill_defaults, plain_text
+from .cache import local_copy
 
 
 class State(enum.Enum):
@@ -161,14 +162,19 @@ class Servable:
         self._lock = lock
 
 
-def load(path: str | os.PathLike[str]) -> Servable:
-    """Open, load and warm up a bundle. Raises a BundleError; the caller closes the servable."""
-    bundle = open_bundle(path)
+def load(path: str | os.PathLike[str], *, prefetch: bool = False) -> Servable:
+    """Open, load and warm up a bundle. Raises a BundleError; the caller closes the servable.
+
+    A bundle on a network file system is copied to this machine first, since a mapping
+    would wait for the network, and end the process when the server goes away.
+    `prefetch` reads large weights into memory before the version answers.
+    """
+    bundle = local_copy(open_bundle(path))
     try:
         lock = acquire(bundle.path, shared=True)
     except OSError as error:  # it is being removed, or is gone
         raise BundleIncomplete("the version is being removed", where=bundle.path, found=error) from error
-    sessions = open_sessions(bundle)
+    sessions = open_sessions(bundle, prefetch=prefetch)
     golden: Mapping[str, Golden] = {}
     if bundle.metagraph.golden:
         golden = unpack(bundle.file(bundle.metagraph.golden), bundle.metagraph.signatures)

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import uvloop
@@ -29,6 +30,7 @@ from ..format import META_FILE, open_bundle
 from ..format.layout import versions
 from ..front import Front
 from ..loader.reconciler import ModelConfig, Reconciler
+from ..loader.servable import load
 from ..numerics import show_bytes
 from ..runtime.ort import cpu_budget, share_threads
 from ..wire import tfs_json
@@ -57,6 +59,7 @@ class Options:
     timeout_s: float = 30.0
     poll_s: float = 1.0
     latest: int = 1
+    prefetch: bool = False
 
 
 def models_of(options: Options) -> list[ModelConfig]:
@@ -103,7 +106,8 @@ class Server:
     def __init__(self, options: Options, models: Sequence[ModelConfig]) -> None:
         self.options = options
         budget = cpu_budget()
-        self.reconciler = Reconciler(models, poll_s=options.poll_s)
+        opener = partial(load, prefetch=options.prefetch)
+        self.reconciler = Reconciler(models, opener=opener, poll_s=options.poll_s)
         self.executor = Executor(options.limits, workers=budget)
         self.front = Front(self.reconciler.models, self.executor, options.timeout_s)
         self.metrics = Metrics(self.reconciler.models)
