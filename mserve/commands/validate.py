@@ -14,6 +14,9 @@ def command(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A version directory or a base path.")],
     rtol: Annotated[float, typer.Option(help="Relative tolerance of golden outputs.")] = 1e-3,
     atol: Annotated[float, typer.Option(help="Absolute tolerance of golden outputs.")] = 1e-5,
+    full: Annotated[
+        bool, typer.Option("--full", help="Also shapes, unused weights, and whether rows are independent.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Check every digest, the shards' structure, the graph, and the recorded answers.
@@ -24,7 +27,9 @@ def command(
     from ..format import open_bundle
 
     opened = open_bundle(bundle)
-    findings = validate(opened, Tolerance(rtol, atol), lambda step: _output.note(f"checking {step}"))
+    findings = validate(
+        opened, Tolerance(rtol, atol), full=full, progress=lambda step: _output.note(f"checking {step}")
+    )
     errors = [f for f in findings if f.severity == ERROR]
     if as_json:
         _output.emit_json(

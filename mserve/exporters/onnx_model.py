@@ -13,13 +13,14 @@ import hashlib
 import mmap
 import os
 import stat
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..format.graph import MAX_DIMS
+from ..format.inner import inner_tensors
 from ..format.metagraph import PREFIX
 from ..format.shards import Tensor, chunked
 from ..tensors import BY_ONNX, DTYPES
@@ -167,7 +168,7 @@ def _take_apart(
     """The tensors to store, taken out of the model; those in `placed` are stored already."""
     graph = model.graph
     _drop_own_metadata(model)
-    for tensor in _inner_tensors(model):
+    for tensor in inner_tensors(model):
         _make_inline(tensor, directory, where)
     _hoist_constants(graph)
     names = {t.name for t in graph.initializer}
@@ -190,30 +191,6 @@ def _drop_own_metadata(model: onnx.ModelProto) -> None:
     model.metadata_props.extend(kept)
     for tensor in model.graph.initializer:
         del tensor.metadata_props[:]
-
-
-def _inner_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor that is not an initializer of the main graph."""
-    for sparse in model.graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    for node in model.graph.node:
-        yield from _node_tensors(node)
-    for function in model.functions:
-        for node in function.node:
-            yield from _node_tensors(node)
-
-
-def _node_tensors(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
-    for attribute in node.attribute:
-        if attribute.HasField("t"):
-            yield attribute.t
-        yield from attribute.tensors
-        for sparse in [attribute.sparse_tensor, *attribute.sparse_tensors]:
-            yield from (sparse.values, sparse.indices)
-        for graph in [attribute.g, *attribute.graphs]:
-            yield from graph.initializer
-            for inner in graph.node:
-                yield from _node_tensors(inner)
 
 
 def _hoist_constants(graph: onnx.GraphProto) -> None:

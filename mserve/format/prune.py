@@ -60,6 +60,13 @@ class Parts:
             names.update(self._nodes[at].outputs)
         return frozenset(nodes), frozenset(names)
 
+    def read(self) -> set[str]:
+        """Every name that a node, a subgraph or an output of the graph reads."""
+        names = {self._name(r) for r in self._records if r.number == OUTPUT}
+        for node in self._nodes.values():
+            names.update(node.inputs, node.captured)
+        return names
+
     def tables(self) -> set[str]:
         """Weights that nothing but Gather reads: a run touches a few of their rows and no more."""
         gathered, otherwise = set[str](), set[str]()

@@ -1,0 +1,70 @@
+"""The graph: what onnx itself says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ..format import Bundle
+from ..format.inner import inner_tensors
+from ..format.prune import Parts
+from .findings import Finding
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def checker(bundle: Bundle) -> Iterator[Finding]:
+    """onnx.checker over the graph's bytes, and no path to a file that has no digest."""
+    import onnx
+
+    try:
+        model = onnx.ModelProto.FromString(bundle.meta)
+        onnx.checker.check_model(_without_shards(model))
+    except Exception as error:  # protobuf's and the checker's own exceptions
+        yield Finding("onnx-checker", "export.meta", _short(error))
+        return
+    for tensor in inner_tensors(model):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            places = {e.key: e.value for e in tensor.external_data}
+            yield Finding("inner-external", tensor.name, f"lies in {places.get('location')!r}")
+
+
+def _without_shards(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its stored tensors standing in as inputs: the checker then opens no files."""
+    import onnx
+
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    inline = [t for t in model.graph.initializer if t.data_location != onnx.TensorProto.EXTERNAL]
+    del probe.graph.initializer[:]
+    probe.graph.initializer.extend(inline)
+    for t in model.graph.initializer:
+        if t.data_location == onnx.TensorProto.EXTERNAL:
+            probe.graph.input.append(onnx.helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)))
+    return probe
+
+
+def inference(bundle: Bundle) -> Iterator[Finding]:
+    """onnx's shape inference finds no contradiction."""
+    import onnx
+
+    try:
+        model = _without_shards(onnx.ModelProto.FromString(bundle.meta))
+        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+    except Exception as error:
+        yield Finding("shape-inference", "export.meta", _short(error))
+
+
+def unused(bundle: Bundle) -> Iterator[Finding]:
+    """Weights that nothing reads: they cost space in every copy, and memory when they are inline."""
+    read = Parts(bundle.meta).read()
+    for weight in bundle.graph.weights:
+        if weight.name not in read:
+            yield Finding(
+                "unused-weight", weight.name, f"{weight.length} bytes in {weight.shard or 'export.meta'}"
+            )
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:500] or type(error).__name__
