@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ..format import Bundle
 from ..format.inner import inner_tensors
 from ..format.prune import Parts
+from ..wire import protobuf
 from .findings import Finding
 
 if TYPE_CHECKING:
@@ -58,7 +59,10 @@ def inference(bundle: Bundle) -> Iterator[Finding]:
 
 def unused(bundle: Bundle) -> Iterator[Finding]:
     """Weights that nothing reads: they cost space in every copy, and memory when they are inline."""
-    read = Parts(bundle.meta).read()
+    try:
+        read = Parts(bundle.meta).read()
+    except protobuf.Malformed:  # the checker has said so
+        return
     for weight in bundle.graph.weights:
         if weight.name not in read:
             yield Finding(
