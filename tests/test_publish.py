@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import builders
@@ -15,12 +17,13 @@ from onnx import ModelProto
 from writers import Writers
 
 import mserve
-from mserve.errors import UsageError
+from mserve.errors import EnvironmentProblem, UsageError
 from mserve.format import layout, open_bundle
+from mserve.format.collector import collect
 from mserve.format.digests import file_digest
 from mserve.format.writer import stage
 
-KILLS = 30
+KILLS = int(os.environ.get("MSERVE_KILLS", "30"))
 
 
 @pytest.fixture(scope="module")
@@ -175,3 +178,36 @@ def test_a_reader_of_an_old_version_is_not_disturbed_by_a_new_one(mlp: ModelProt
     x = {"x": builders.floats(2, 784)}
     assert np.array_equal(old.run(x)["y"], builders.plain(mlp, x)[0])
     assert not np.array_equal(old.run(x)["y"], mserve.load(base).run(x)["y"])
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 8 MB; needs the right to mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "mserve-test", str(place)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("cannot mount a file system here")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_disk_publishes_nothing_and_says_what_was_needed(
+    source: Path, small_disk: Path, writers: Writers
+) -> None:
+    """Versions are written until one does not fit; it leaves no trace, and removing one makes room."""
+    base = small_disk / "base"
+    model = source.stat().st_size
+    for _ in range(8_000_000 // model):
+        mserve.export(source, base)
+    before = whole_versions(base)
+    with pytest.raises(
+        EnvironmentProblem, match=r"the disk is full.*export-00000-of-00001.*room for \d+ bytes"
+    ):
+        mserve.export(source, base)
+    assert whole_versions(base) == before
+    assert left_behind(base) == []
+    collect(base, keep=1)
+    assert writers.export(source, base).error == ""
