@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError, UnsafePath, UsageError
+from ..errors import InputError, ModelRefused, UnsafePath, UsageError
 from ..examples import generate
 from ..format import GOLDEN_FILE, META_FILE, FileRecord, MetaGraph
 from ..format import golden as golden_file
@@ -77,7 +77,7 @@ def export(source: Any, base_path: str | os.PathLike[str], options: Options) -> 
     """Export an ONNX file or `onnx.ModelProto` as a new version of `base_path`.
 
     Raises InputError (bad source), UsageError (bad options, version exists),
-    EnvironmentProblem (cannot write, disk full) or ModelRefused (ONNX Runtime).
+    EnvironmentProblem (cannot write, disk full).
     """
     version = parse_version(options.version)
     base = Path(base_path)
@@ -89,7 +89,7 @@ def export(source: Any, base_path: str | os.PathLike[str], options: Options) -> 
         where = str(source) if isinstance(source, str | os.PathLike) else "the model object"
         proposed = _proposed(parts.graph, options.signatures, where)
         _check_labels(proposed, assets)
-        sessions = _open(parts.graph, proposed, staging, shards)
+        sessions = _open(parts.graph, proposed, staging, shards, where)
         chosen, sizes, notes = _settled(proposed, sessions)
         samples, note = _golden(options.golden, chosen, sizes, sessions)
         notes += [note] if note else []
@@ -168,12 +168,15 @@ def _open(
     proposed: Mapping[str, Signature],
     staging: Staging,
     shards: Sequence[FileRecord],
+    where: str,
 ) -> dict[str, Session]:
     """Sessions over the staged shards, made as a server would make them."""
     buffers = {r.name: map_file(staging.path / r.name, r.size, private=False) for r in shards}
-    return sessions_for(
-        model.SerializeToString(), proposed, Weights(staging.path / META_FILE, buffers, private=False)
-    )
+    weights = Weights(staging.path / META_FILE, buffers, private=False)
+    try:
+        return sessions_for(model.SerializeToString(), proposed, weights)
+    except ModelRefused as error:
+        raise InputError(error.what, where=where, found=error.found, hint=error.hint) from error
 
 
 def _runner(session: Session) -> signatures.Run:
