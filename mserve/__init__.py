@@ -27,13 +27,21 @@ def export(source: Any, base_path: str | os.PathLike[str], **options: Any) -> Ex
     number, "auto" or "time"; training jobs pass their global step), `name`,
     `signatures` (by name, or the path of a TOML file), `assets` (paths), `golden` (a
     number of rows, an npz path, or arrays by input name), `meta` (text by key),
-    `shard_bytes`. Returns the published version's path, number and metagraph.
+    `shard_bytes`, `dedup` (share equal shards with earlier versions), `partitioned`
+    (globs of npy or npz files by weight). Returns the published version's path, number and metagraph.
 
     Raises mserve.errors.MserveError subclasses; nothing is published then.
     """
+    import dataclasses
+
+    from .errors import UsageError
     from .exporters.pipeline import Options
     from .exporters.pipeline import export as run
 
+    known = [f.name for f in dataclasses.fields(Options)]
+    for name in options:
+        if name not in known:
+            raise UsageError("export has no such keyword", expected=", ".join(known), found=name)
     return run(source, base_path, Options(**options))
 
 

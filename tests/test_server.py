@@ -279,6 +279,42 @@ def test_framing(digits: Running, what: str, data: bytes, statuses: list[bytes])
     assert found == statuses, (what, received[:2000])
 
 
+@pytest.mark.parametrize("size", [20_000, 32_768, 40_000, 100_000, 300_000, 900_000])
+@pytest.mark.parametrize("pieces", [1, 2, 7])
+def test_large_bodies_leave_the_connection_usable(digits: Running, size: int, pieces: int) -> None:
+    """Several requests on one connection, sent whole or in pieces: each is answered, and nothing else."""
+    body = GOOD + b" " * (size - len(GOOD))
+    request = POST + b"Content-Length: %d\r\n\r\n" % size + body
+    with socket.create_connection(("127.0.0.1", digits.port), timeout=10) as link:
+        for _ in range(4):
+            step = -(-len(request) // pieces)
+            for at in range(0, len(request), step):
+                link.sendall(request[at : at + step])
+                time.sleep(0.002 if pieces > 1 else 0)
+            received = b""
+            while not received.endswith(b"]}"):
+                received += link.recv(65536)
+            assert received.count(b"HTTP/1.1") == 1
+            assert received.startswith(b"HTTP/1.1 200")
+
+
+def test_a_head_in_pieces_is_limited(digits: Running) -> None:
+    """Also behind a large request, and when no line of it ever ends."""
+    with socket.create_connection(("127.0.0.1", digits.port), timeout=10) as link:
+        link.sendall(PLAIN)
+        assert link.recv(65536).startswith(b"HTTP/1.1 200")
+        for _ in range(30):
+            link.sendall(b"GET /" + b"a" * 8192 if _ == 0 else b"a" * 8192)
+            time.sleep(0.001)
+            link.settimeout(0.01)
+            try:
+                answer = link.recv(65536)
+                break
+            except TimeoutError:
+                continue
+        assert answer.startswith(b"HTTP/1.1 431")
+
+
 def test_a_request_in_single_bytes_is_put_together(digits: Running) -> None:
     assert exchange(digits, PLAIN, pause_s=0.0002).startswith(b"HTTP/1.1 200")
 

@@ -38,8 +38,11 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         drawn.add_column(column, overflow="fold")
+    above: Sequence[object] = ()
     for row in rows:
-        drawn.add_row(*(Text(str(value)) for value in row))
+        first = "" if len(row) > 3 and above[:1] == row[:1] else str(row[0])
+        drawn.add_row(Text(first), *(Text(str(value)) for value in row[1:]))
+        above = row
     Console().print(drawn)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -81,7 +82,8 @@ def command(
         f"version {result.version}: {_output.size(result.byte_size)} in {len(metagraph.shards)} shard(s), "
         f"identity {metagraph.identity[:12]}"
     )
-    _output.note(f"next: mserve inspect {result.path}    mserve serve {base_path}")
+    path, base = shlex.quote(str(result.path)), shlex.quote(str(base_path))
+    _output.note(f"next: mserve inspect {path}    mserve serve {base}")
 
 
 def _golden(text: str | None) -> int | Path | None:

@@ -67,6 +67,12 @@ def describe(bundle: Any) -> dict[str, Any]:
     }
 
 
+def _parameters(graph: dict[str, Any]) -> str:
+    if graph["weights"]:
+        return f"{graph['parameters']:,} in {graph['weights']} weights"
+    return "none in weights: what was learned lies in the operators' attributes"
+
+
 def _show(facts: dict[str, Any]) -> None:
     graph = facts["graph"]
     source = facts["provenance"].get("source", {})
@@ -75,7 +81,7 @@ def _show(facts: dict[str, Any]) -> None:
     rows: list[tuple[str, object]] = [
         ("bundle", facts["path"]),
         ("version", facts["version"]),
-        ("name", facts["name"] or "(the base path's)"),
+        ("name", facts["name"] or f"{Path(facts['path']).resolve().parent.name} (the base path's)"),
         ("identity", facts["identity"]),
         ("content", facts["content"]),
         (
@@ -83,7 +89,7 @@ def _show(facts: dict[str, Any]) -> None:
             f"{_output.size(facts['bytes'])} in {len(facts['shards'])} shard(s) "
             f"and {len(facts['assets'])} asset(s)",
         ),
-        ("parameters", f"{graph['parameters']:,} in {graph['weights']} weights"),
+        ("parameters", _parameters(graph)),
         (
             "operators",
             f"{graph['nodes']}: " + ", ".join(operators) + (f", and {more} more" if more > 0 else ""),

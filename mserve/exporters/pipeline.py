@@ -91,6 +91,7 @@ def export(source: Any, base_path: str | os.PathLike[str], options: Options) -> 
         _check_labels(proposed, assets)
         sessions = _open(parts.graph, proposed, staging, shards, where)
         chosen, sizes, notes = _settled(proposed, sessions)
+        notes += signatures.left_out(parts.graph.graph) if options.signatures is None else []
         samples, note = _golden(options.golden, chosen, sizes, sessions)
         notes += [note] if note else []
         metagraph = MetaGraph(

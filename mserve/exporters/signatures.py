@@ -63,6 +63,16 @@ def derive(graph: onnx.GraphProto, where: object) -> Signature:
     )
 
 
+def left_out(graph: onnx.GraphProto) -> list[str]:
+    """A sentence for each output that `derive` leaves out because it is not a tensor."""
+    return [
+        f"output {v.name!r} is not a tensor ({v.type.WhichOneof('value')}) and is left out; "
+        "scikit-learn converters: pass options={'zipmap': False}"
+        for v in graph.output
+        if not v.type.HasField("tensor_type")
+    ]
+
+
 def _spec(value: onnx.ValueInfoProto, where: object) -> TensorSpec:
     tensor = value.type.tensor_type
     dtype = BY_ONNX.get(tensor.elem_type)

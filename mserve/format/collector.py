@@ -80,4 +80,4 @@ def _judge(
             shutil.rmtree(grave)
     finally:
         lock.release()
-    return Verdict(version, path, True, f"{newer} newer versions are whole")
+    return Verdict(version, path, True, f"older than the newest {keep} whole versions")

@@ -71,13 +71,22 @@ def resolve(path: Path) -> Path:
     if (path / META_FILE).exists():
         return path
     found = versions(path)
+    if not found and parse_version(path.resolve().name) is not None:
+        raise NotABundle(
+            "the version has no export.meta",
+            where=path,
+            found=_listing(path),
+            hint="finish the copy, or copy the version again from where it was exported",
+        )
     if not found:
+        inner = sorted(p for p in path.iterdir() if p.is_dir() and versions(p))
+        hint = "mserve export MODEL.onnx BASE_PATH writes one"
         raise NotABundle(
             "neither a version directory nor a base path",
             where=path,
             expected=f"{META_FILE}, or directories named by version numbers",
             found=_listing(path),
-            hint="mserve export MODEL.onnx BASE_PATH writes one",
+            hint=f"did you mean {inner[0]}?" if inner else hint,
         )
     return found[max(found)]
 

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from urllib.parse import quote
 
 import uvloop
 
@@ -260,10 +261,11 @@ def curl_line(front: Front, name: str, url: str) -> str:
     servable = front.resolve(name)
     _, spec = servable.signature()
     body = tfs_json.encode_inputs(servable.example(), rows=spec.batch_axis is not None).decode()
-    call = shlex.quote(f"{url}/v1/models/{name}:predict")
+    model = f"{url}/v1/models/{quote(name, safe='')}"
+    call = shlex.quote(f"{model}:predict")
     if len(body) <= INLINE_BODY_CHARS:
         return f"curl -s -d {shlex.quote(body)} {call}"
-    return f"curl -s {shlex.quote(f'{url}/v1/models/{name}/example')} | curl -s -d @- {call}"
+    return f"curl -s {shlex.quote(f'{model}/example')} | curl -s -d @- {call}"
 
 
 def _say(line: str) -> None:

@@ -76,7 +76,10 @@ class Connection(asyncio.Protocol):
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
         self._in_head = True
-        self._head_bytes = 0
+        # Bytes of this head: of complete headers, and of reads that ended inside of it. The
+        # read in which it began is not counted: most of that may be the request before it.
+        self._parsed = self._unparsed = 0
+        self._began_here = True
         self._body: list[bytes] | bytearray = []
         self._body_bytes = 0
         self._started: float | None = None
@@ -104,13 +107,11 @@ class Connection(asyncio.Protocol):
         if self._started is None:
             self._started = self.quiet_since
         try:
+            self._began_here = False
             self._feed(data)
-            if self._in_head:
-                self._head_bytes += len(data)
-                if self._head_bytes > HEAD_BYTES_MAX:
-                    raise HeadersTooLarge(
-                        "the header section is too large", expected=f"at most {HEAD_BYTES_MAX} bytes"
-                    )
+            if self._in_head and not self._began_here:
+                self._unparsed += len(data)
+                self._check_head(self._unparsed)
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
             self._refuse(
@@ -159,11 +160,8 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers[name.lower()] = value
-        self._head_bytes += len(name) + len(value)
-        if self._head_bytes > HEAD_BYTES_MAX:
-            raise HeadersTooLarge(
-                "the header section is too large", expected=f"at most {HEAD_BYTES_MAX} bytes"
-            )
+        self._parsed += len(name) + len(value)
+        self._check_head(self._parsed)
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -237,6 +235,12 @@ class Connection(asyncio.Protocol):
         self._pending.append(pending)
         self._lingering = True
         self._answer(pending, error_response(error))
+
+    def _check_head(self, size: int) -> None:
+        if size > HEAD_BYTES_MAX:
+            raise HeadersTooLarge(
+                "the header section is too large", expected=f"at most {HEAD_BYTES_MAX} bytes"
+            )
 
     def _check_body(self, size: int) -> None:
         if size > self._body_max:

@@ -36,7 +36,7 @@ def parse(body: bytes) -> dict[str, Any]:
         value = _parse_lenient(body, error)
     if not isinstance(value, dict):
         raise RequestError(
-            "the body is not a JSON object", expected='{"instances": [...]}', found=_kind(value)
+            "the request is not a JSON object", expected='{"instances": [...]}', found=_kind(value)
         )
     return value
 
@@ -49,10 +49,10 @@ def _parse_lenient(body: bytes, error: orjson.JSONDecodeError) -> Any:
         except (ValueError, RecursionError):
             pass
     raise RequestError(
-        "the body is not valid JSON",
+        "the request is not valid JSON",
         where=f"byte {error.pos}",
         found=error.msg,
-        hint="check the body you send",
+        hint="check what is sent",
     ) from error
 
 

@@ -30,9 +30,9 @@ def read_digits() -> tuple[np.ndarray, np.ndarray]:
     return table[:, :64], table[:, 64].astype(np.int64)
 
 
-def train(pixels: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+def train(pixels: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     """Fit a 64-64-10 network with Adam; returns its weights."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     x, y = pixels / 16, np.eye(10, dtype=np.float32)[labels]
     weights = {
         "W1": rng.normal(0, 0.18, (64, 64)).astype(np.float32),
@@ -87,14 +87,15 @@ def to_onnx(weights: dict[str, np.ndarray]) -> onnx.ModelProto:
 def main() -> None:
     base_path = sys.argv[1]
     pixels, labels = read_digits()
-    weights = train(pixels[:-HELD_OUT], labels[:-HELD_OUT])
+    run = 1 + sum(int(path.name) % STEPS == 0 for path in Path(base_path).glob("0*"))
+    weights = train(pixels[:-HELD_OUT], labels[:-HELD_OUT], seed=run - 1)
     model = to_onnx(weights)
     if len(sys.argv) > 2:
         onnx.save(model, sys.argv[2])
     export = mserve.export(
         model,
         base_path,
-        version=STEPS,
+        version=run * STEPS,  # the global step, as in a job that goes on
         golden={"pixels": pixels[-HELD_OUT:][:8]},
         meta={"trained_on": "UCI handwritten digits, first 1437"},
     )
