@@ -36,7 +36,7 @@ from ..numerics import show_bytes
 from ..runtime.ort import cpu_budget, share_threads
 from ..wire import tfs_json
 from ..wire.http1 import TEXT, Request, Response, json_response
-from .http import BODY_BYTES_MAX, Connection, Reply
+from .http import BODY_BYTES_MAX, BUFFERED_BYTES_MAX, Connection, Peers, Reply
 from .metrics import CONTENT_TYPE, Metrics
 from .tfs_rest import TfsRest, parse_path
 
@@ -112,7 +112,7 @@ class Server:
         self.executor = Executor(options.limits, workers=budget)
         self.front = Front(self.reconciler.models, self.executor, options.timeout_s)
         self.metrics = Metrics(self.reconciler.models)
-        self.connections: set[Connection] = set()
+        self.peers = Peers(options.body_max, max(BUFFERED_BYTES_MAX, 2 * options.body_max))
         self.draining = False
         self._tfs = TfsRest(self.front, self.metrics)
 
@@ -152,7 +152,7 @@ class Server:
 
     def connection(self) -> Connection:
         """A protocol for a new client."""
-        return Connection(self.handle, self.connections, self.options.body_max)
+        return Connection(self.handle, self.peers)
 
 
 def run(options: Options) -> int:
@@ -213,24 +213,24 @@ async def _sweep(server: Server) -> None:
     while True:
         await asyncio.sleep(1.0)
         now = time.monotonic()
-        for connection in list(server.connections):
+        for connection in list(server.peers.open):
             connection.sweep(now)
 
 
 async def _drain(server: Server, listener: asyncio.Server) -> None:
     """Stop taking connections, finish what was accepted, within the grace time."""
-    log.info("stopping: finishing %d connections", len(server.connections))
+    log.info("stopping: finishing %d connections", len(server.peers.open))
     server.draining = True
     listener.close()
-    for connection in list(server.connections):
+    for connection in list(server.peers.open):
         connection.drain()
     deadline = time.monotonic() + GRACE_S
-    while time.monotonic() < deadline and (server.connections or not server.executor.idle()):
+    while time.monotonic() < deadline and (server.peers.open or not server.executor.idle()):
         await asyncio.sleep(0.02)
-        for connection in list(server.connections):
+        for connection in list(server.peers.open):
             connection.drain()
-    if server.connections:
-        log.warning("stopping: %d connections were cut after %g s", len(server.connections), GRACE_S)
+    if server.peers.open:
+        log.warning("stopping: %d connections were cut after %g s", len(server.peers.open), GRACE_S)
 
 
 async def _announce(server: Server, host: str, port: int) -> None:

@@ -5,7 +5,7 @@ answers by a callback, at once or later. Requests of one connection may be answe
 of order by the batcher; a queue of pending answers puts them back in order. Everything
 that a client can make grow is limited: the header section, the body, requests in flight
 on one connection, and the time to send a request; a client that does not read its
-answers is not read from either.
+answers is not read from either, and cut off in the end.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import httptools
 
 from ..batching.batcher import Entry
-from ..errors import HeadersTooLarge, MserveError, PayloadTooLarge, RequestError
+from ..errors import HeadersTooLarge, MserveError, Overloaded, PayloadTooLarge, RequestError
 from ..wire.http1 import Request, Response, json_response
 
 log = logging.getLogger("mserve")
@@ -31,6 +31,7 @@ Handler = Callable[[Request, Reply], Entry | None]
 PIPELINE_MAX = 16
 HEAD_BYTES_MAX = 32 << 10
 BODY_BYTES_MAX = 64 << 20
+BUFFERED_BYTES_MAX = 512 << 20
 SEND_TIMEOUT_S = 30.0
 IDLE_TIMEOUT_S = 75.0
 LINGER_S = 2.0
@@ -39,11 +40,26 @@ WRITE_BUFFER_BYTES = 1 << 20
 
 @dataclass(slots=True, eq=False)
 class _Pending:
-    """A request that was handed over: its answer's bytes once known, and what to cancel."""
+    """A request that was handed over: its answer once known, and what to cancel."""
 
     keep_alive: bool
-    answer: bytes | None = None
+    head_only: bool = False
+    response: Response | None = None
     entry: Entry | None = None
+    body_bytes: int = 0
+
+
+@dataclass(slots=True)
+class Peers:
+    """What the connections of one listener share: the set of them, and a budget of body bytes.
+
+    A body counts from the first byte received until its request is answered.
+    """
+
+    body_max: int = BODY_BYTES_MAX
+    buffered_max: int = BUFFERED_BYTES_MAX
+    open: set[Connection] = field(default_factory=set)
+    buffered: int = 0
 
 
 def error_response(error: MserveError) -> Response:
@@ -55,33 +71,35 @@ def error_response(error: MserveError) -> Response:
 
 
 class Connection(asyncio.Protocol):
-    """One client connection. `peers` is the set of open connections, kept by the listener."""
+    """One client connection."""
 
-    def __init__(self, handler: Handler, peers: set[Connection], body_max: int = BODY_BYTES_MAX) -> None:
+    def __init__(self, handler: Handler, peers: Peers) -> None:
         self._handler = handler
         self._peers = peers
-        self._body_max = body_max
         self._transport: asyncio.Transport | None = None
         self._pending: deque[_Pending] = deque()
+        self._parked: deque[tuple[Request, _Pending]] = deque()
+        self._dispatching = False
         self._paused = False
-        self._unread = False
+        self._unread_since: float | None = None
         self._closing = False
         self._lingering = False
+        self._body_bytes = 0
         self.draining = False
         self._reset()
         self._parser = httptools.HttpRequestParser(self)
         self.quiet_since = time.monotonic()
 
     def _reset(self) -> None:
+        """Get ready for the next request's head."""
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
         self._in_head = True
-        # Bytes of this head: of complete headers, and of reads that ended inside of it. The
+        # Bytes of this head: of complete lines, and of reads that ended inside of it. The
         # read in which it began is not counted: most of that may be the request before it.
         self._parsed = self._unparsed = 0
         self._began_here = True
-        self._body: list[bytes] | bytearray = []
-        self._body_bytes = 0
+        self._body = bytearray()
         self._started: float | None = None
 
     # asyncio.Protocol
@@ -89,15 +107,19 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
         self._transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)  # type: ignore[union-attr]
-        self._peers.add(self)
+        self._peers.open.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._peers.discard(self)
+        self._peers.open.discard(self)
         self._closing = True
+        self._peers.buffered -= len(self._body)
+        self._body = bytearray()
         for pending in self._pending:
+            self._peers.buffered -= pending.body_bytes
             if pending.entry is not None:
                 pending.entry.cancelled = True
         self._pending.clear()
+        self._parked.clear()
         self._transport = None
 
     def data_received(self, data: bytes) -> None:
@@ -106,22 +128,21 @@ class Connection(asyncio.Protocol):
         self.quiet_since = time.monotonic()
         if self._started is None:
             self._started = self.quiet_since
+        self._began_here = False
         try:
-            self._began_here = False
             self._feed(data)
             if self._in_head and not self._began_here:
                 self._unparsed += len(data)
                 self._check_head(self._unparsed)
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
-            self._refuse(
-                cause if isinstance(cause, MserveError) else MserveError("internal error", found=repr(cause))
-            )
+            wrong = MserveError("internal error", found=repr(cause))
+            self._refuse(cause if isinstance(cause, MserveError) else wrong)
         except httptools.HttpParserError as error:
             self._refuse(RequestError("not a valid HTTP request", found=error))
         except MserveError as error:
             self._refuse(error)
-        self._regulate()
+        self._dispatch()
 
     def _feed(self, data: bytes) -> None:
         """Parse. An offer to upgrade (Java's client makes one on every first request) is declined
@@ -130,15 +151,16 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as offer:
-            rest = data[offer.args[0] :]
             method, target, headers = self._parser.get_method(), self._target, self._headers
-            kept = [
-                (n, v) for n, v in headers.items() if n not in (b"upgrade", b"connection", b"http2-settings")
-            ]
-            head = b"".join([b"%s: %s\r\n" % pair for pair in kept])
+            if method == b"CONNECT":
+                raise RequestError("this server is no proxy", found="CONNECT") from offer
+            offered = (b"upgrade", b"http2-settings")
+            wishes = [w.strip() for w in headers.get(b"connection", b"").lower().split(b",")]
+            headers[b"connection"] = b", ".join(w for w in wishes if w not in offered) or b"keep-alive"
+            head = b"".join([b"%s: %s\r\n" % pair for pair in headers.items() if pair[0] not in offered])
             self._reset()
             self._parser = httptools.HttpRequestParser(self)
-            self._feed(b"%s %s HTTP/1.1\r\n%s\r\n%s" % (method, target, head, rest))
+            self._feed(b"%s %s HTTP/1.1\r\n%s\r\n%s" % (method, target, head, data[offer.args[0] :]))
 
     def eof_received(self) -> bool:
         """The client will send no more; answers on their way still go out."""
@@ -146,17 +168,19 @@ class Connection(asyncio.Protocol):
         return bool(self._pending)
 
     def pause_writing(self) -> None:
-        self._unread = True
+        self._unread_since = time.monotonic()
         self._regulate()
 
     def resume_writing(self) -> None:
-        self._unread = False
-        self._regulate()
+        self._unread_since = None
+        self._dispatch()
 
     # httptools' callbacks
 
     def on_url(self, url: bytes) -> None:
         self._target += url
+        self._parsed += len(url)
+        self._check_head(self._parsed)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers[name.lower()] = value
@@ -168,29 +192,47 @@ class Connection(asyncio.Protocol):
         length = self._headers.get(b"content-length", b"")
         if length.isdigit():
             self._check_body(int(length))
-            if int(length) > 65536:
-                self._body = bytearray(int(length))
-        if self._headers.get(b"expect", b"").lower() == b"100-continue" and self._transport:
+        asked = self._headers.get(b"expect", b"").lower() == b"100-continue"
+        if asked and not self._pending and self._transport is not None:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
-        at, self._body_bytes = self._body_bytes, self._body_bytes + len(body)
-        self._check_body(self._body_bytes)
-        if isinstance(self._body, list):
-            self._body.append(body)
-        else:
-            self._body[at : self._body_bytes] = body
+        self._body += body
+        self._peers.buffered += len(body)
+        self._check_body(len(self._body))
+        if self._peers.buffered > self._peers.buffered_max:
+            raise Overloaded(
+                "the server holds too many request bodies",
+                expected=f"at most {self._peers.buffered_max} bytes at once",
+                hint="try again later",
+            )
 
     def on_message_complete(self) -> None:
         if self._parser.should_upgrade():
             return  # `_feed` reads the request again without the offer
-        body = self._body
-        whole = body if isinstance(body, bytearray) else (body[0] if len(body) == 1 else b"".join(body))
-        request = Request(self._parser.get_method().decode("latin-1"), self._target, self._headers, whole)
-        pending = _Pending(self._parser.should_keep_alive())
+        method = self._parser.get_method().decode("latin-1")
+        pending = _Pending(self._parser.should_keep_alive(), method == "HEAD", body_bytes=len(self._body))
+        request = Request("GET" if method == "HEAD" else method, self._target, self._headers, self._body)
         self._reset()
         self._pending.append(pending)
+        self._parked.append((request, pending))
 
+    # requests and answers
+
+    def _dispatch(self) -> None:
+        """Hand over parsed requests, while the client reads its answers and not too many are under way."""
+        if self._dispatching:
+            return
+        self._dispatching = True
+        while self._parked and self._unread_since is None:
+            if len(self._pending) - len(self._parked) >= PIPELINE_MAX:
+                break
+            request, pending = self._parked.popleft()
+            self._hand_over(request, pending)
+        self._dispatching = False
+        self._regulate()
+
+    def _hand_over(self, request: Request, pending: _Pending) -> None:
         def reply(response: Response) -> None:
             self._answer(pending, response)
 
@@ -202,35 +244,37 @@ class Connection(asyncio.Protocol):
             log.exception("our bug while handling %s", request.target[:200])
             reply(error_response(MserveError("internal error", found=repr(error)[:200])))
 
-    # answers
-
     def _answer(self, pending: _Pending, response: Response) -> None:
-        keep = pending.keep_alive and not self.draining
-        pending.keep_alive = keep
-        pending.answer = response.encode(keep_alive=keep)
-        if self._transport is None:
+        """Note an answer, and write all that are next in line."""
+        if self._transport is None or pending.response is not None:
             return
+        pending.response = response
+        self._peers.buffered -= pending.body_bytes
         ready = []
-        while self._pending and self._pending[0].answer is not None:
+        while self._pending and (answer := self._pending[0].response) is not None:
             first = self._pending.popleft()
-            ready.append(first.answer)
-            if not first.keep_alive:
+            keep = first.keep_alive and not (self.draining and not self._pending)
+            ready.append(answer.encode(keep_alive=keep, head_only=first.head_only))
+            if not keep:
                 self._closing = True
+                self._parked.clear()
                 break
         if ready:
-            self._transport.write(ready[0] if len(ready) == 1 else b"".join(ready))  # type: ignore[arg-type]
-        if self._closing and not self._pending and self._lingering:
+            self._transport.write(ready[0] if len(ready) == 1 else b"".join(ready))
+        if self._closing and self._lingering:
             # Closing now, with bytes of the client unread, would reset the connection and
             # could take the answer with it: end our side, and let the client end its own.
             self._started = time.monotonic() - SEND_TIMEOUT_S + LINGER_S
             self._transport.write_eof()
-        elif self._closing and (not self._pending or not keep):
+        elif self._closing and not (self._pending and self._pending[0].keep_alive):
             self._transport.close()
-        elif self._paused:
-            self._regulate()
+        elif self._parked or self._paused:
+            self._dispatch()
 
     def _refuse(self, error: MserveError) -> None:
         """Answer what cannot be parsed, behind what is still to be answered, and close."""
+        self._peers.buffered -= len(self._body)
+        self._body = bytearray()
         pending = _Pending(keep_alive=False)
         self._pending.append(pending)
         self._lingering = True
@@ -243,14 +287,14 @@ class Connection(asyncio.Protocol):
             )
 
     def _check_body(self, size: int) -> None:
-        if size > self._body_max:
+        if size > self._peers.body_max:
             raise PayloadTooLarge(
-                "the request body is too large", expected=f"at most {self._body_max} bytes", found=size
+                "the request body is too large", expected=f"at most {self._peers.body_max} bytes", found=size
             )
 
     def _regulate(self) -> None:
-        """Read from the client only while it reads its answers and not too many are pending."""
-        paused = self._unread or len(self._pending) >= PIPELINE_MAX
+        """Read from the client only while it reads its answers and nothing is parked."""
+        paused = self._unread_since is not None or len(self._pending) >= PIPELINE_MAX
         if paused == self._paused or self._transport is None or self._transport.is_closing():
             return
         self._paused = paused
@@ -262,16 +306,18 @@ class Connection(asyncio.Protocol):
     # called by the listener
 
     def sweep(self, now: float) -> None:
-        """Close a connection that is idle too long, or sends a request too slowly."""
-        if self._transport is None or self._pending:
+        """Close a connection that is idle too long, sends too slowly, or does not read its answers."""
+        if self._transport is None:
             return
-        if self._started is not None and now - self._started > SEND_TIMEOUT_S:
-            if self._lingering:
-                self._transport.close()
-                return
-            late = json_response({"error": f"the request was not complete after {SEND_TIMEOUT_S:g} s"}, 408)
+        if self._unread_since is not None and now - self._unread_since > SEND_TIMEOUT_S:
+            self._transport.abort()
+        elif self._pending:
+            return
+        elif self._started is not None and now - self._started > SEND_TIMEOUT_S:
+            if not self._lingering:
+                late = {"error": f"the request was not complete after {SEND_TIMEOUT_S:g} s"}
+                self._transport.write(json_response(late, 408).encode(keep_alive=False))
             self._closing = True
-            self._transport.write(late.encode(keep_alive=False))
             self._transport.close()
         elif self._started is None and now - self.quiet_since > IDLE_TIMEOUT_S:
             self._transport.close()

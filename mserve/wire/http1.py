@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -33,17 +34,21 @@ class Response:
     content_type: str = JSON
     headers: tuple[tuple[str, str], ...] = field(default=())
 
-    def encode(self, *, keep_alive: bool) -> bytes:
-        """The bytes on the wire."""
+    def encode(self, *, keep_alive: bool, head_only: bool = False) -> bytes:
+        """The bytes on the wire; the answer to HEAD has no body."""
         extra = "".join(f"{name}: {value}\r\n" for name, value in self.headers)
         head = (
             f"HTTP/1.1 {self.status} {_REASONS.get(self.status, 'Unknown')}\r\n"
             f"Content-Type: {self.content_type}\r\nContent-Length: {len(self.body)}\r\n{extra}"
             f"{'' if keep_alive else 'Connection: close' + chr(13) + chr(10)}\r\n"
         )
-        return head.encode("latin-1") + self.body
+        return head.encode("latin-1") + (b"" if head_only else self.body)
 
 
 def json_response(value: object, status: int = 200, headers: tuple[tuple[str, str], ...] = ()) -> Response:
     """A response whose body is a value as JSON."""
-    return Response(status, orjson.dumps(value), JSON, headers)
+    try:
+        body = orjson.dumps(value)
+    except TypeError:  # text that has no UTF-8 form, such as a lone surrogate
+        body = json.dumps(value).encode()
+    return Response(status, body, JSON, headers)
