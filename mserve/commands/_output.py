@@ -35,13 +35,18 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     for column in columns:
         drawn.add_column(column, overflow="fold")
     for row in rows:
-        drawn.add_row(*(Text(str(value)) for value in row))
+        drawn.add_row(*(Text(_cell(value)) for value in row))
     Console().print(drawn)
 
 
 def _cell(value: object) -> str:
     """A value that cannot break a row of tab-separated fields."""
-    return str(value).replace("\t", " ").replace("\n", " ")
+    return printable(str(value).replace("\t", " ").replace("\n", " "))
+
+
+def printable(text: str) -> str:
+    """Text that cannot move the cursor: names come from files that anyone may have written."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def line(text: str = "") -> None:

@@ -27,7 +27,7 @@ def open_regular(path: Path) -> BinaryIO:
     try:
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except FileNotFoundError as error:
-        raise BundleIncomplete("a file is missing", where=path, hint=COPY_HINT) from error
+        raise BundleIncomplete("a file of the model is missing", where=path, hint=COPY_HINT) from error
     except (OSError, ValueError) as error:
         raise InputError("a file cannot be read", where=path, found=error) from error
     mode = os.fstat(fd).st_mode
@@ -76,7 +76,7 @@ def pieces(path: Path, offset: int, length: int) -> Iterator[bytes]:
 def _check_end(path: Path, size: int, end: int) -> None:
     if end > size:
         raise BundleIncomplete(
-            "a file is too short",
+            "a file of the model is too short",
             where=path,
             expected=f"at least {end} bytes",
             found=f"{size} bytes",

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import InputError
+from ..errors import InputError, MserveError
 from ..wire.protobuf import Malformed, varint
 from . import crc32c, files, snappy
 
@@ -50,11 +50,14 @@ class Table:
 
 
 def is_table(path: Path) -> bool:
-    """Whether a regular file ends as a table does."""
+    """Whether a regular file ends as a table does; what cannot be read does not."""
     size = files.size_of(path)
     if size is None or size < FOOTER_BYTES:
         return False
-    return files.read_range(path, size - len(MAGIC), len(MAGIC)) == MAGIC
+    try:
+        return files.read_range(path, size - len(MAGIC), len(MAGIC)) == MAGIC
+    except MserveError:
+        return False
 
 
 def open_table(path: Path) -> Table:

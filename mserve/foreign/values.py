@@ -16,6 +16,7 @@ from pathlib import Path
 from ..errors import BundleIncomplete, InputError
 from ..wire import protobuf
 from ..wire.protobuf import BYTES, FIXED32, FIXED64, Field, Malformed, varint
+from ..wire.tensor_proto import little_endian, packed
 from . import crc32c, files, table
 from .checkpoint import Checkpoint, Part, Variable
 from .tftypes import TYPES
@@ -25,7 +26,6 @@ _WIDTHS = {t.dtype: t.width for t in TYPES.values()}
 _RAW_FIELDS = {4, 5, 6, 9, 12, 18}
 _VARINT_FIELDS = {7, 10, 11, 13, 16, 17}
 _STRING_FIELD = 8
-_VARINTS_PER_PIECE = 1 << 16
 
 
 def chunks(checkpoint: Checkpoint, variable: Variable) -> Iterator[bytes]:
@@ -116,23 +116,9 @@ def _tensor_piece(data: bytes, f: Field, width: int) -> Iterator[bytes]:
         yield data[f.start : f.end]
     elif f.number in _VARINT_FIELDS:
         if f.wire_type == BYTES:
-            yield from _packed(data, f, width)
+            yield from packed(data, f.start, f.end, width)
         else:
-            yield _little_endian(protobuf.integer(f), width)
-
-
-def _packed(data: bytes, f: Field, width: int) -> Iterator[bytes]:
-    at = f.start
-    while at < f.end:
-        values: list[bytes] = []
-        while at < f.end and len(values) < _VARINTS_PER_PIECE:
-            value, at = varint(data, at, f.end)
-            values.append(_little_endian(value, width))
-        yield b"".join(values)
-
-
-def _little_endian(value: int, width: int) -> bytes:
-    return (value & (1 << 8 * width) - 1).to_bytes(width, "little")
+            yield little_endian(protobuf.integer(f), width)
 
 
 def _assemble(parts: list[tuple[Part, bytes]], shape: tuple[int, ...], width: int) -> bytes:
