@@ -29,7 +29,7 @@ from .slices import Extents, Slice, key_of, read_extents, resolve, tiles
 from .tftypes import TfType, type_of
 
 MAX_INDEX_BYTES = 64 << 20
-MAX_KEYS_BYTES = 256 << 20
+MAX_KEYS_BYTES = 64 << 20
 MAX_VARIABLES = 250_000
 MAX_PARTS = 100_000
 MAX_SHARDS = 100_000  # five digits
@@ -189,6 +189,8 @@ def _entry(value: bytes) -> _Entry:
             crc32c = int.from_bytes(value[f.start : f.end], "little")
         elif f.number == 7:
             slices.append(read_extents(value, f))
+            if len(slices) > MAX_PARTS:
+                raise Malformed(f"more than {MAX_PARTS} parts of a variable", f.record_start)
     return _Entry(type_of(numbers[1]), shape, numbers[3], numbers[4], numbers[5], crc32c, tuple(slices))
 
 

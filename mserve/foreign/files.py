@@ -48,7 +48,7 @@ def read_message(path: Path) -> bytes:
                 expected=f"at most {MAX_MESSAGE_BYTES} bytes",
                 found=f"{size} bytes",
             )
-        return file.read(MAX_MESSAGE_BYTES)
+        return file.read(size)
 
 
 def size_of(path: Path) -> int | None:

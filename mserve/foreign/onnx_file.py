@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..errors import BundleIncomplete, InputError
 from ..tensors import DTYPES, TensorSpec
-from ..wire import graph_proto, tensor_proto
+from ..wire import graph_proto, protobuf, tensor_proto
 from ..wire.model_proto import Graph, Weight, read_model
 from . import files
 
@@ -40,6 +40,8 @@ def open_onnx(path: Path) -> OnnxFile:
     with files.reading("the ONNX file", path):
         graph = read_model(data)
         inputs, outputs = graph_proto.ports(data)
+        if any(size < 0 for weight in graph.weights for size in weight.shape):
+            raise protobuf.Malformed("a weight of a negative size", 0)
     ends: dict[str, int] = {}
     for weight in graph.weights:
         if weight.shard:
