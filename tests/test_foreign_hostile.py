@@ -6,6 +6,9 @@ checksums are taken, as somebody who means harm would do it.
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import resource
 import subprocess
 import sys
@@ -34,47 +37,27 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
+from mserve.commands import _foreign
 from mserve.errors import InputError, MserveError
-from mserve.foreign import onnx_file, table, values
-from mserve.foreign.checkpoint import Checkpoint, open_checkpoint
+from mserve.foreign import table
 from mserve.foreign.detect import detect
-from mserve.foreign.onnx_file import open_onnx
-from mserve.foreign.saved_model import open_saved_model
-from mserve.foreign.session_bundle import open_session_bundle
-from mserve.tensors import DTYPES
-from mserve.wire import graph_proto
 
 # Reading these small files takes a few megabytes; nobody should need this much.
 ADDRESS_SPACE_BYTES = 512 << 20
 
 
 def use(path: Path) -> str:
-    """Do with a path all that `mserve inspect --weights --graph` does; the error's name, or "fine"."""
+    """`mserve inspect --weights --graph`, for people and as JSON; the error's name, or "fine"."""
     try:
         found = detect(path)
-        if found.format == "onnx":
-            model = open_onnx(found.path)
-            list(graph_proto.nodes(model.data))
-            list(graph_proto.functions(model.data))
-            for w in model.graph.weights:
-                if w.dtype in DTYPES and w.dtype != "string":
-                    list(onnx_file.chunks(model, w))
-        elif found.format == "savedmodel":
-            use_values(open_saved_model(found.path).checkpoint)
-        elif found.format == "sessionbundle":
-            use_values(open_session_bundle(found.path).checkpoint)
-        elif found.format == "checkpoint":
-            use_values(open_checkpoint(found.path))
+        for as_json in (False, True):
+            with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()):
+                _foreign.inspect(found, _foreign.Options(True, found.format == "onnx", as_json))
+        json.loads(out.getvalue(), parse_constant=pytest.fail)
+        out.getvalue().encode()
     except MserveError as error:
         return type(error).__name__
     return "fine"
-
-
-def use_values(checkpoint: Checkpoint | None) -> None:
-    for variable in checkpoint.variables if checkpoint else ():
-        read = values.strings if variable.dtype == "string" else values.chunks
-        for _ in read(checkpoint, variable):  # type: ignore[arg-type]
-            pass
 
 
 @pytest.fixture(autouse=True)

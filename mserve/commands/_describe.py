@@ -115,9 +115,9 @@ def _number(value: float | str | None) -> str:
     return "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def nodes(found: Iterable[Node]) -> list[dict[str, Any]]:
-    """The nodes of an ONNX graph, as `--json` prints them."""
-    return [
+def nodes(found: Iterable[Node], functions: Iterable[Subgraph]) -> dict[str, Any]:
+    """The nodes and functions of an ONNX graph, as `--json` prints them."""
+    listed = [
         {
             "name": node.name,
             "op": node.op,
@@ -128,6 +128,7 @@ def nodes(found: Iterable[Node]) -> list[dict[str, Any]]:
         }
         for node in found
     ]
+    return {"nodes": listed, "functions": [subgraph(one) for one in functions]}
 
 
 def subgraph(one: Subgraph) -> dict[str, Any]:

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BundleIncomplete, InputError, UsageError
-from ..foreign import detect
+from ..foreign import detect, onnx_file
 from ..foreign.checkpoint import Checkpoint, Variable, open_checkpoint
 from ..foreign.meta_graph import MetaGraphDef, SignatureDef, TensorInfo
-from ..foreign.onnx_file import open_onnx
 from ..foreign.saved_model import open_saved_model
 from ..foreign.session_bundle import METHOD, NamedSignature, open_session_bundle, read_export
 from ..tensors import DTYPES, METHODS, TensorSpec
@@ -78,10 +77,7 @@ _TITLES = {
 
 
 def _onnx(path: Path, options: Options) -> tuple[Facts, tuple[BundleIncomplete, ...]]:
-    from ..foreign import onnx_file
-    from ..wire import graph_proto
-
-    model = open_onnx(path)
+    model = onnx_file.open_onnx(path)
     facts: Facts = {
         "path": str(path),
         "format": detect.ONNX,
@@ -96,8 +92,7 @@ def _onnx(path: Path, options: Options) -> tuple[Facts, tuple[BundleIncomplete, 
         read = partial(partial, onnx_file.chunks, model)
         facts["weights"] = [_describe.weight(w, read(w)) for w in model.graph.weights]
     if options.graph:
-        facts["nodes"] = _describe.nodes(graph_proto.nodes(model.data))
-        facts["functions"] = [_describe.subgraph(one) for one in graph_proto.functions(model.data)]
+        facts |= _describe.nodes(*onnx_file.nodes(model))
     return facts, model.problems
 
 

@@ -51,14 +51,13 @@ def _bundle(path: Path, *, weights: bool, graph: bool) -> dict[str, Any]:
     opened = open_bundle(path)
     facts = describe(opened)
     if weights:
-        from ..format.weights import chunks
+        from ..format.details import chunks
 
         facts["weights"] = [_describe.weight(w, partial(chunks, opened, w)) for w in opened.graph.weights]
     if graph:
-        from ..wire import graph_proto
+        from ..format.details import nodes
 
-        facts["nodes"] = _describe.nodes(graph_proto.nodes(opened.meta))
-        facts["functions"] = [_describe.subgraph(one) for one in graph_proto.functions(opened.meta)]
+        facts |= _describe.nodes(*nodes(opened))
     return facts
 
 

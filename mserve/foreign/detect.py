@@ -134,8 +134,8 @@ def _records(path: Path) -> list[tuple[int, int]]:
     """Number and wire type of the first protobuf records of a file, up to one that makes no sense."""
     kinds: list[tuple[int, int]] = []
     with files.open_regular(path) as file:
-        at = 0
-        while len(kinds) < _RECORDS:
+        at, size = 0, os.fstat(file.fileno()).st_size
+        while at < size and len(kinds) < _RECORDS:
             file.seek(at)
             head = file.read(20)
             try:
@@ -147,6 +147,4 @@ def _records(path: Path) -> list[tuple[int, int]]:
                 break
             at += used + {VARINT: 0, BYTES: length, FIXED32: 4, FIXED64: 8}.get(tag & 7, 0)
             kinds.append((tag >> 3, tag & 7))
-            if at >= 1 << 62:
-                break
     return kinds

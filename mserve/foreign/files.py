@@ -100,7 +100,8 @@ def listing(directory: Path) -> dict[str, int]:
             path = Path(parent) / name
             size = size_of(path)
             if size is not None:
-                found[path.relative_to(directory).as_posix()] = size
+                relative = path.relative_to(directory).as_posix()
+                found[relative.encode(errors="backslashreplace").decode()] = size
         if len(found) > MAX_LISTED:
             raise InputError("too many files", where=directory, expected=f"at most {MAX_LISTED}")
     return dict(sorted(found.items()))

@@ -12,6 +12,7 @@ from pathlib import Path
 from ..errors import BundleIncomplete, InputError
 from ..tensors import DTYPES, TensorSpec
 from ..wire import graph_proto, protobuf, tensor_proto
+from ..wire.graph_proto import Node, Subgraph
 from ..wire.model_proto import Graph, Weight, read_model
 from . import files
 
@@ -62,6 +63,12 @@ def open_onnx(path: Path) -> OnnxFile:
     names = {weight.name for weight in graph.weights}
     kept = tuple(spec for spec in inputs if spec.name not in names)
     return OnnxFile(path, data, graph, kept, tuple(outputs), external, problems)
+
+
+def nodes(model: OnnxFile) -> tuple[list[Node], list[Subgraph]]:
+    """The nodes of the main graph, and the functions. Raises InputError at bytes that make no sense."""
+    with files.reading("the ONNX file", model.path):
+        return list(graph_proto.nodes(model.data)), list(graph_proto.functions(model.data))
 
 
 def chunks(model: OnnxFile, weight: Weight) -> Iterator[bytes]:

@@ -111,8 +111,8 @@ def _saved_slice(path: Path, part: Part) -> tuple[bytes, list[Field]]:
 def _tensor_piece(data: bytes, f: Field, width: int) -> Iterator[bytes]:
     """The values in one record of a TensorProto; nothing for records that hold none."""
     if f.number in _RAW_FIELDS:
-        if f.wire_type not in (BYTES, FIXED32, FIXED64):
-            raise Malformed("values of a wrong wire type", f.record_start)
+        if f.wire_type not in (BYTES, FIXED32, FIXED64) or (f.end - f.start) % width:
+            raise Malformed("values that do not have the width of their type", f.record_start)
         yield data[f.start : f.end]
     elif f.number in _VARINT_FIELDS:
         if f.wire_type == BYTES:
