@@ -198,15 +198,18 @@ def test_the_nodes_of_a_bundle(tmp_path: Path, mlp_file: Path) -> None:
     assert (facts["format"], facts["format_version"]) == ("mserve", 1)
 
 
-def test_a_bundle_of_ours_loads_no_reader_of_other_layouts(tmp_path: Path, mlp_file: Path) -> None:
+@pytest.mark.parametrize("name", ["base", "base/00000001"])
+def test_a_bundle_of_ours_loads_no_reader_of_other_layouts(tmp_path: Path, mlp_file: Path, name: str) -> None:
     """`inspect` of a bundle is to stay as fast as it was before there were any."""
-    version = mserve.export(mlp_file, tmp_path / "base").path
+    mserve.export(mlp_file, tmp_path / "base")
     code = (
         "import sys; from mserve.cli import build\n"
         "try: build()(args=['inspect', sys.argv[1]], prog_name='mserve')\n"
         "except SystemExit: print(*sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code, version], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / name], capture_output=True, text=True, check=True
+    )
     modules = set(done.stdout.splitlines()[-1].split())
     assert {m for m in modules if m.startswith("mserve.foreign.")} == {
         "mserve.foreign.detect",

@@ -29,6 +29,7 @@ _HEAD_BYTES = 256
 _RECORDS = 1000
 # The fields of a ModelProto, with their wire types: 7 is the graph.
 _MODEL_PROTO = {1: VARINT, 5: VARINT} | dict.fromkeys((2, 3, 4, 6, 7, 8, 14, 20, 25, 26), BYTES)
+_MAY_BE_CHECKPOINT = re.compile(r"export|checkpoint$|.*\.index$")
 _SUFFIX = re.compile(r"(\.index|\.meta|\.data-[0-9]{5}-of-[0-9]{5}|-[0-9]{5}-of-[0-9]{5})$")
 _FILES = {
     b"TFL3": "a TensorFlow Lite file",
@@ -71,13 +72,15 @@ def _directory(path: Path) -> Detected:
         head, tail = _ends(meta)
         foreign = head[:1] == b"\x0a" and _DIGEST_KEY not in tail
         return Detected(SESSION_BUNDLE if foreign else MSERVE, path)
-    from . import table
-    from .checkpoint import is_checkpoint
-
     for name in ("saved_model.pb", "saved_model.pbtxt", "variables/variables.index"):
         if (path / name).exists():
             return Detected(SAVED_MODEL, path)
-    names = sorted(entry.name for entry in os.scandir(path))
+    names = sorted(e.name for e in os.scandir(path) if _MAY_BE_CHECKPOINT.match(e.name))
+    if not names:  # a base path, most likely
+        return Detected(UNKNOWN, path)
+    from . import table
+    from .checkpoint import is_checkpoint
+
     if any(name.startswith("export") and table.is_table(path / name) for name in names):
         return Detected(SESSION_BUNDLE, path)
     prefix = _named_checkpoint(path / "checkpoint") or next(
