@@ -1,10 +1,11 @@
-"""Comparing arrays: tolerances and where two answers differ."""
+"""Comparing arrays within tolerances, and what can be said of values that arrive in pieces."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .tensors import Array
+from .tensors import DTYPES, Array
 
 # Two runs of one float32 model on different CPUs, or in different batches, differ by a
 # few units in the last place after each reduction; real mistakes are far larger.
@@ -65,3 +66,62 @@ def show_bytes(count: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} TB"
+
+
+@dataclass(slots=True)
+class Tally:
+    """Count, range, mean and NaNs of numbers that arrive in pieces; memory is that of one piece.
+
+    `mean`, `minimum` and `maximum` are over the values that are not NaN; None while there
+    are none. The range of integers is exact.
+    """
+
+    count: int = 0
+    nan: int = 0
+    mean: float | None = None
+    minimum: float | int | None = None
+    maximum: float | int | None = None
+
+    def add(self, values: Array) -> None:
+        """Take one more piece, of numbers or booleans in any shape."""
+        import numpy as np
+
+        self.count += values.size
+        if values.dtype.kind not in "biu":
+            values = values.astype(np.float64, copy=False)
+            numbers = values[~np.isnan(values)]
+            self.nan += values.size - numbers.size
+            values = numbers
+        if values.size == 0:
+            return
+        low, high = (+x.item() for x in (values.min(), values.max()))  # + makes numbers of booleans
+        seen = self.count - self.nan
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean = float(values.mean(dtype=np.float64))
+            self.mean = mean if self.mean is None else self.mean + (mean - self.mean) * (values.size / seen)
+        self.minimum = low if self.minimum is None else min(self.minimum, low)
+        self.maximum = high if self.maximum is None else max(self.maximum, high)
+
+
+def tally(dtype: str, elements: int, chunks: Iterable[bytes | memoryview]) -> Tally:
+    """Count, range, mean and NaNs of the `elements` values in a tensor's stored bytes.
+
+    `dtype` is a key of DTYPES other than string; every chunk holds whole values, little-endian,
+    4-bit ones two to a byte.
+    """
+    result = Tally()
+    for chunk in chunks:
+        result.add(from_stored(dtype, chunk)[: elements - result.count])
+    return result
+
+
+def from_stored(dtype: str, data: bytes | memoryview) -> Array:
+    """The values of stored bytes, in one dimension; see `tally`."""
+    import numpy as np
+
+    kind = DTYPES[dtype]
+    if kind.bits >= 8:
+        return np.frombuffer(data, kind.to_numpy().newbyteorder("<"))
+    pairs = np.frombuffer(data, np.uint8)
+    halves = np.stack([pairs & 0x0F, pairs >> 4], axis=1).ravel().astype(np.int8)
+    return np.where(halves > 7, halves - 16, halves) if dtype == "int4" else halves

@@ -39,7 +39,14 @@ HOMES = {
     "onnxruntime": ("runtime/", "exporters/pipeline.py"),
 }
 HEAVY = ("numpy", "onnx", "onnxruntime", "h5py", "grpc", "prometheus_client", "uvloop")
-LIGHT = ("mserve", "mserve.errors", "mserve.tensors", "mserve.format", "mserve.wire.protobuf")
+LIGHT = (
+    "mserve",
+    "mserve.errors",
+    "mserve.tensors",
+    "mserve.format",
+    "mserve.wire.protobuf",
+    "mserve.commands._foreign",
+)
 
 
 def imports(source: str, path: str) -> Iterator[str]:

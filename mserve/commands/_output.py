@@ -40,15 +40,20 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         drawn.add_column(column, overflow="fold")
     above: Sequence[object] = ()
     for row in rows:
-        first = "" if len(row) > 3 and above[:1] == row[:1] else str(row[0])
-        drawn.add_row(Text(first), *(Text(str(value)) for value in row[1:]))
+        first = "" if len(row) > 3 and above[:1] == row[:1] else _cell(row[0])
+        drawn.add_row(Text(first), *(Text(_cell(value)) for value in row[1:]))
         above = row
     Console().print(drawn)
 
 
 def _cell(value: object) -> str:
     """A value that cannot break a row of tab-separated fields."""
-    return str(value).replace("\t", " ").replace("\n", " ")
+    return printable(str(value).replace("\t", " ").replace("\n", " "))
+
+
+def printable(text: str) -> str:
+    """Text that cannot move the cursor: names come from files that anyone may have written."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def line(text: str = "") -> None:

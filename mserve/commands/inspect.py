@@ -1,40 +1,64 @@
-"""`mserve inspect`: what a bundle is, without running it."""
+"""`mserve inspect`: what a bundle or a model in a foreign layout is, without running it."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from . import _output
+from . import _describe, _output
 
 
 def command(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A version directory or a base path.")],
-    weights: Annotated[bool, typer.Option("--weights", help="List the weights.")] = False,
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH",
+            help="A version directory, a base path, an ONNX file, a TensorFlow SavedModel, SessionBundle "
+            "or checkpoint.",
+        ),
+    ],
+    weights: Annotated[
+        bool, typer.Option("--weights", help="List the weights, with min, max, mean and NaNs of each.")
+    ] = False,
+    graph: Annotated[bool, typer.Option("--graph", help="List the nodes of an ONNX graph.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Show signatures, files, operators, sizes and origin of a bundle."""
-    from ..format import open_bundle
+    """Show signatures, files, operators, sizes and origin of a model."""
+    from ..foreign.detect import MSERVE, detect
+    from ..format import layout
 
-    opened = open_bundle(bundle)
-    facts = describe(opened)
-    if weights:
-        facts["weights"] = [
-            {
-                "name": w.name,
-                "dtype": w.dtype,
-                "shape": list(w.shape),
-                "bytes": w.length,
-                "shard": w.shard or None,
-            }
-            for w in opened.graph.weights
-        ]
+    found = detect(path)
+    if not found.format and path.is_dir() and (versions := layout.versions(path)):
+        found = detect(versions[max(versions)])
+    if found.format != MSERVE and (found.format or path.is_file()):
+        from . import _foreign
+
+        _foreign.inspect(found, _foreign.Options(weights, graph, as_json))
+        return
+    facts = _bundle(path, weights=weights, graph=graph)
     if as_json:
         _output.emit_json("inspect", facts)
-        return
-    _show(facts)
+    else:
+        _show(facts)
+
+
+def _bundle(path: Path, *, weights: bool, graph: bool) -> dict[str, Any]:
+    from ..format import open_bundle
+
+    opened = open_bundle(path)
+    facts = describe(opened)
+    if weights:
+        from ..format.details import chunks
+
+        facts["weights"] = [_describe.weight(w, partial(chunks, opened, w)) for w in opened.graph.weights]
+    if graph:
+        from ..format.details import nodes
+
+        facts |= _describe.nodes(*nodes(opened))
+    return facts
 
 
 def describe(bundle: Any) -> dict[str, Any]:
@@ -44,22 +68,13 @@ def describe(bundle: Any) -> dict[str, Any]:
         "path": str(bundle.path),
         "version": bundle.version,
         "name": metagraph.name,
-        "format": metagraph.format,
+        "format": "mserve",
+        "format_version": metagraph.format,
         "identity": metagraph.identity,
         "content": metagraph.content,
         "bytes": bundle.byte_size,
         "signatures": {name: s.to_json() for name, s in metagraph.signatures.items()},
-        "graph": {
-            "nodes": graph.nodes,
-            "parameters": graph.parameters,
-            "weights": len(graph.weights),
-            "opsets": graph.opsets,
-            "operators": dict(graph.operators.most_common()),
-            "functions": graph.functions,
-            "producer": graph.producer,
-            "ir_version": graph.ir_version,
-            "metadata": graph.metadata,
-        },
+        "graph": _describe.graph(graph),
         "shards": [record.to_json() for record in metagraph.shards],
         "assets": [record.to_json() for record in metagraph.assets],
         "golden": metagraph.golden.to_json() if metagraph.golden else None,
@@ -76,8 +91,6 @@ def _parameters(graph: dict[str, Any]) -> str:
 def _show(facts: dict[str, Any]) -> None:
     graph = facts["graph"]
     source = facts["provenance"].get("source", {})
-    operators = [f"{name} x{count}" for name, count in list(graph["operators"].items())[:8]]
-    more = len(graph["operators"]) - len(operators)
     rows: list[tuple[str, object]] = [
         ("bundle", facts["path"]),
         ("version", facts["version"]),
@@ -90,11 +103,8 @@ def _show(facts: dict[str, Any]) -> None:
             f"and {len(facts['assets'])} asset(s)",
         ),
         ("parameters", _parameters(graph)),
-        (
-            "operators",
-            f"{graph['nodes']}: " + ", ".join(operators) + (f", and {more} more" if more > 0 else ""),
-        ),
-        ("opsets", ", ".join(f"{domain} {version}" for domain, version in graph["opsets"].items())),
+        ("operators", _describe.operators(graph["operators"])),
+        ("opsets", _describe.opsets(graph["opsets"])),
         ("golden", "recorded" if facts["golden"] else "none"),
         ("source", " ".join(str(source[key]) for key in ("kind", "file") if key in source)),
         (
@@ -107,27 +117,13 @@ def _show(facts: dict[str, Any]) -> None:
     ports = []
     for name, signature in facts["signatures"].items():
         batch = "" if signature["batch_axis"] is None else ", batched"
-        for side in ("inputs", "outputs"):
-            for alias, spec in signature[side].items():
-                shape = "[...]" if spec["shape"] is None else "[" + ", ".join(map(str, spec["shape"])) + "]"
-                ports.append(
-                    (
-                        f"{name} ({signature['method']}{batch})",
-                        side[:-1],
-                        alias,
-                        spec["dtype"],
-                        shape,
-                        spec["tensor"],
-                    )
-                )
-    _output.table(("signature", "side", "name", "dtype", "shape", "tensor"), ports)
+        ports += _describe.port_rows(f"{name} ({signature['method']}{batch})", signature)
+    _output.table(_describe.PORT_COLUMNS, ports)
     files = [
         (r["name"], _output.size(r["size"]), r["sha256"][:16]) for r in (*facts["shards"], *facts["assets"])
     ]
     _output.table(("file", "size", "sha256"), files)
     if "weights" in facts:
-        weights = [
-            (w["name"], w["dtype"], w["shape"], _output.size(w["bytes"]), w["shard"] or "inline")
-            for w in facts["weights"]
-        ]
-        _output.table(("weight", "dtype", "shape", "size", "shard"), weights)
+        _output.table(_describe.TENSOR_COLUMNS, _describe.tensor_rows(facts["weights"]))
+    if "nodes" in facts:
+        _describe.show_nodes(facts)

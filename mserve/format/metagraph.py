@@ -25,11 +25,11 @@ from typing import Any
 from ..errors import DigestMismatch, DuplicateMetadata, FormatUnsupported, MetaGraphMalformed
 from ..tensors import Signature
 from ..wire import protobuf
+from ..wire.model_proto import METADATA_PROPS, read_prop
 from .layout import is_shard_name, safe_relative
 
 FORMAT_VERSION = 1
 PREFIX = "mserve."
-METADATA_PROPS = 14
 MAX_META_BYTES = 2**31 - 1
 MAX_VALUE_BYTES = 64 << 20
 _TRAILER_HEAD = b"\x72\x51\x0a\x0dmserve.sha256\x12\x40"
@@ -196,15 +196,6 @@ def _entries(data: bytes, where: object) -> dict[str, str]:
             "export.meta is not a protobuf message", where=where, found=str(error)
         ) from error
     return entries
-
-
-def read_prop(data: bytes | memoryview, record: protobuf.Field) -> tuple[str, str]:
-    """Key and value of one StringStringEntryProto. Raises protobuf.Malformed."""
-    parts = {1: "", 2: ""}
-    for f in protobuf.inside(data, record):
-        if f.number in parts:
-            parts[f.number] = protobuf.text(data, f)
-    return parts[1], parts[2]
 
 
 def _key_of(data: bytes | memoryview, record: protobuf.Field) -> str:

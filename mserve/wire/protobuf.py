@@ -49,15 +49,15 @@ def fields(buffer: Buffer, start: int = 0, end: int | None = None) -> Iterator[F
     at = start
     while at < stop:
         record = at
-        tag, at = _varint(buffer, at, stop)
+        tag, at = varint(buffer, at, stop)
         number, wire_type, value = tag >> 3, tag & 7, 0
         if number == 0 or number > 0x1FFFFFFF:
             raise Malformed(f"field number {number}", record)
         payload = at
         if wire_type == VARINT:
-            value, at = _varint(buffer, at, stop)
+            value, at = varint(buffer, at, stop)
         elif wire_type == BYTES:
-            length, payload = _varint(buffer, at, stop)
+            length, payload = varint(buffer, at, stop)
             at = payload + length
         elif wire_type == FIXED64:
             at += 8
@@ -70,7 +70,8 @@ def fields(buffer: Buffer, start: int = 0, end: int | None = None) -> Iterator[F
         yield Field(number, wire_type, payload, at, value, record)
 
 
-def _varint(buffer: Buffer, at: int, stop: int) -> tuple[int, int]:
+def varint(buffer: Buffer, at: int, stop: int) -> tuple[int, int]:
+    """The unsigned integer that begins at byte `at`, and where it ends. Raises Malformed."""
     result = shift = 0
     first = at
     while at < stop:
@@ -109,6 +110,24 @@ def text(buffer: Buffer, field: Field) -> str:
         raise Malformed(f"field {field.number} is not UTF-8", field.start) from error
 
 
+def payload(buffer: Buffer, field: Field) -> Buffer:
+    """A bytes field's content. Raises Malformed when the field is something else."""
+    if field.wire_type != BYTES:
+        raise Malformed(f"field {field.number} is not a string of bytes", field.record_start)
+    return buffer[field.start : field.end]
+
+
+def map_entry(buffer: Buffer, field: Field) -> tuple[str, Field | None]:
+    """Key and value record of one entry of a map with text keys. Raises Malformed."""
+    key, value = "", None
+    for f in inside(buffer, field):
+        if f.number == 1:
+            key = text(buffer, f)
+        elif f.number == 2:
+            value = f
+    return key, value
+
+
 def signed(value: int) -> int:
     """A varint's value as a signed 64-bit integer (int32, int64, enum)."""
     return value - (1 << 64) if value >> 63 else value
@@ -122,7 +141,7 @@ def packed_varints(buffer: Buffer, field: Field) -> list[int]:
         raise Malformed(f"field {field.number} is not a list of integers", field.record_start)
     values, at = [], field.start
     while at < field.end:
-        value, at = _varint(buffer, at, field.end)
+        value, at = varint(buffer, at, field.end)
         values.append(signed(value))
     return values
 
