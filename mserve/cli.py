@@ -5,16 +5,20 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
+import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from . import __version__
-from .errors import MserveError
+from .commands import _output
+from .errors import EnvironmentProblem, MserveError
 
 COMMANDS = ("export", "inspect", "validate", "run", "list", "gc", "bench", "serve")
 
@@ -75,27 +79,52 @@ def with_qps_value(arguments: Sequence[str]) -> list[str]:
 def main() -> None:
     """Run the command line; never returns."""
     arguments = with_qps_value(sys.argv[1:])
-    debug = "--debug" in arguments
+    _make_output_bearable()
     try:
-        build()(args=arguments, prog_name="mserve")
+        build()(args=arguments, prog_name="mserve", standalone_mode=True)
     except MserveError as error:
-        if debug:
-            raise
-        _report(error)
-        sys.exit(error.exit_code)
+        _fail(error, arguments)
     except BrokenPipeError:
-        sys.stderr.close()
+        # Whoever read the output has had enough; nothing more can be written, nor need be.
+        _discard_output()
         sys.exit(1)
     except Exception as error:
-        if debug:
-            raise
-        _report(
-            MserveError(
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO) and not error.filename:
+            problem: MserveError = EnvironmentProblem("the output cannot be written", found=error.strerror)
+        else:
+            problem = MserveError(
                 f"mserve failed: {type(error).__name__}: {error}",
                 hint="this is our bug; run again with `mserve --debug ...` and report what it prints",
             )
-        )
-        sys.exit(70)
+        _fail(problem, arguments, error)
+
+
+def _make_output_bearable() -> None:
+    """Text that the terminal's encoding lacks is escaped; a closed standard output swallows."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _fail(error: MserveError, arguments: Sequence[str], cause: Exception | None = None) -> NoReturn:
+    """Tell the error, as text and, where asked, as JSON; exit with its code."""
+    if "--debug" in arguments:
+        raise cause or error
+    _report(error)
+    try:
+        if "--json" in arguments and not _output.emitted():
+            _output.emit_json("error", {"exit_code": error.exit_code, "error": error.to_json()})
+        sys.stdout.flush()
+    except OSError:
+        _discard_output()
+    sys.exit(error.exit_code)
+
+
+def _discard_output() -> None:
+    """What could not be written must not be tried again when the interpreter ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _report(error: MserveError) -> None:

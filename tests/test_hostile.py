@@ -350,7 +350,7 @@ RECORDS: list[Case] = [
 ]  # fmt: skip
 
 FILES: list[Case] = [
-    ("no export.meta", lambda v: (v / META).unlink(), NotABundle, "neither a version directory nor a base"),
+    ("no export.meta", lambda v: (v / META).unlink(), NotABundle, "the version has no export.meta"),
     ("export.meta is a link", link(META), KIND, "export.meta cannot be opened"),
     ("export.meta is a fifo", fifo(META), KIND, "not a regular file"),
     ("export.meta is a directory", directory(META), KIND, "not a regular file"),

@@ -27,6 +27,7 @@ LAYERS = (
     ("examples",),
     ("numerics",),
     ("tensors",),
+    ("files",),
     ("errors",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

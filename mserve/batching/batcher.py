@@ -76,7 +76,7 @@ class Batcher:
 
     def add(self, entry: Entry) -> None:
         """Queue a request. Raises Overloaded when it does not fit."""
-        if self.rows + entry.rows > self.limits.max_queue_rows and self.rows:
+        if max(self.rows + entry.rows, len(self) + 1) > self.limits.max_queue_rows and len(self):
             raise Overloaded(
                 "the queue is full",
                 expected=f"at most {self.limits.max_queue_rows} rows waiting",

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..errors import InputError, UsageError
+from ..errors import UsageError
+from ..files import read_input
 from ..format.golden import read_npz
 from ..tensors import Array
 from .client import Connection
@@ -75,7 +76,4 @@ def read_inputs(path: Path) -> Mapping[str, Array] | bytes:
     if path.suffix == ".npz":
         arrays = read_npz(path).items()
         return {a: x.astype(str).astype(object) if x.dtype.kind in "UST" else x for a, x in arrays}
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError("cannot read the inputs", where=path, found=error.strerror or error) from error
+    return read_input(path)

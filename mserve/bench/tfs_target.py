@@ -93,6 +93,8 @@ def locate(endpoint: Endpoint) -> Endpoint:
     try:
         with socket.create_connection((endpoint.host, endpoint.port), ASK_TIMEOUT_S) as probe:
             peer, own = probe.getpeername()[0], probe.getsockname()[0]
+    except UnicodeError as error:
+        raise UsageError("bad URL", found=f"{endpoint.url}: {error}") from error
     except OSError as error:
         raise _unreachable(endpoint, error) from error
     return Endpoint(endpoint.url, endpoint.scheme, endpoint.host, endpoint.port, peer, peer == own)

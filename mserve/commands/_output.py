@@ -15,18 +15,28 @@ from ..numerics import show_bytes as size
 
 SCHEMA = 1
 
-__all__ = ["SCHEMA", "emit_json", "line", "note", "size", "table"]
+__all__ = ["SCHEMA", "emit_json", "emitted", "line", "note", "size", "table"]
+
+
+_documents = 0
+
+
+def emitted() -> bool:
+    """Whether a JSON document was printed: a command prints one, its result or its error."""
+    return _documents > 0
 
 
 def emit_json(kind: str, value: dict[str, Any]) -> None:
     """One JSON document on stdout: `{"schema": 1, "kind": ..., ...}`."""
+    global _documents
+    _documents += 1
     json.dump({"schema": SCHEMA, "kind": kind, **value}, sys.stdout, indent=2, ensure_ascii=False)
     sys.stdout.write("\n")
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A table on stdout."""
-    if not sys.stdout.isatty():
+    if sys.stdout is None or not sys.stdout.isatty():
         for row in rows:
             print("\t".join(_cell(value) for value in row))
         return

@@ -34,12 +34,12 @@ def command(
         ),
     ] = None,
     concurrency: Annotated[
-        int | None, typer.Option(help="Closed loop: so many connections (16 without --qps).", min=1)
+        int | None, typer.Option(help="Closed loop: so many connections (16 without --qps).", min=1, max=4096)
     ] = None,
     duration: Annotated[
-        float | None, typer.Option(help="Seconds to measure (5; each probe of a search: 2).", min=0.01)
+        float | None, typer.Option(help="Seconds to measure (5; probes: 2).", min=0.01, max=86_400)
     ] = None,
-    warmup: Annotated[float, typer.Option(help="Seconds before, not counted.", min=0)] = 1.0,
+    warmup: Annotated[float, typer.Option(help="Seconds before, not counted.", min=0, max=86_400)] = 1.0,
     slo: Annotated[
         list[str] | None,
         typer.Option(metavar="EXPR", help="p99=50ms, errors=0.1%: exit 1 if missed; repeatable."),
@@ -50,16 +50,16 @@ def command(
     ] = None,
     model: Annotated[str, typer.Option(help="Which model of a server with several.")] = "",
     signature: Annotated[str, typer.Option(help="Which signature; default: serving_default.")] = "",
-    rows: Annotated[int | None, typer.Option(help="Rows of each request (1).", min=1)] = None,
+    rows: Annotated[int | None, typer.Option(help="Rows of each request (1).", min=1, max=1_000_000)] = None,
     seed: Annotated[int, typer.Option(help="Seed of the arrivals.", min=0)] = 1,
     timeout: Annotated[
-        float, typer.Option(help="Seconds to wait for answers after the last request.", min=0.01)
+        float, typer.Option(help="Seconds to wait for answers after the last request.", min=0.01, max=86_400)
     ] = 10.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Measure latency and capacity, from the time when each request was due.
 
-    Exit 1: --slo missed, or the run says nothing; 4: nothing listens, or the server died.
+    Exit 1: --slo missed, or no request was answered; 4: nothing listens, or the server died.
     """
     from ..bench import environment, session
     from ..bench.slo import DEFAULT, parse

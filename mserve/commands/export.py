@@ -89,7 +89,11 @@ def command(
 def _golden(text: str | None) -> int | Path | None:
     if text is None:
         return None
-    return int(text) if text.isascii() and text.isdigit() else Path(text)
+    if not (text.isascii() and text.isdigit()):
+        return Path(text)
+    if len(text) > 6:
+        raise UsageError("too many golden rows", expected="at most 999999", found=text[:40])
+    return int(text)
 
 
 def _pairs(flag: str, items: list[str]) -> dict[str, str]:
@@ -106,6 +110,7 @@ def parse_size(text: str) -> int:
     """Bytes from text such as 512MiB, 1GB or 4096. Raises UsageError."""
     number = text.rstrip("iIbBkKmMgG")
     unit = text[len(number) :].upper().removesuffix("B")
-    if unit not in _UNITS or not number.isascii() or not number.isdigit() or int(number) == 0:
-        raise UsageError("bad size", expected="a number with KB, MB, GB, KiB, MiB or GiB", found=text)
+    digits = number.isascii() and number.isdigit() and len(number) <= 15
+    if unit not in _UNITS or not digits or int(number) == 0:
+        raise UsageError("bad size", expected="a number with KB, MB, GB, KiB, MiB or GiB", found=text[:40])
     return int(number) * _UNITS[unit]

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import BundleError, NotABundle
+from ..errors import MserveError, NotABundle
 from . import _output
 
 
@@ -52,7 +52,7 @@ def _entry(version: int, path: Path, owners: Counter[tuple[int, int]]) -> dict[s
     entry: dict[str, Any] = {"version": version, "path": str(path), "ok": True, "newest": False}
     try:
         bundle = open_bundle(path)
-    except BundleError as error:
+    except MserveError as error:
         return entry | {"ok": False, "problem": str(error)}
     shared = 0
     for record in bundle.metagraph.shards:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import EnvironmentProblem, InputError
+from ..files import MAX_INPUT_BYTES, read_input
 from . import _output
 
 
@@ -42,7 +43,7 @@ def command(
         _save(output, outputs)
     if as_json:
         ports = {
-            a: {"dtype": spec.outputs[a].dtype, "shape": list(x.shape), "data": _lists(x)}
+            a: {"dtype": spec.outputs[a].dtype, "shape": list(x.shape), "data": x.tolist()}
             for a, x in outputs.items()
         }
         _output.emit_json(
@@ -60,15 +61,11 @@ def command(
 
 def _read(source: str) -> bytes:
     if source == "-":
-        return sys.stdin.buffer.read()
-    try:
-        return Path(source).read_bytes()
-    except OSError as error:
-        raise InputError("cannot read the inputs", where=source, found=error.strerror or error) from error
-
-
-def _lists(array: Any) -> Any:
-    return array.tolist()
+        data = sys.stdin.buffer.read(MAX_INPUT_BYTES + 1)
+        if len(data) > MAX_INPUT_BYTES:
+            raise InputError("the input is too large", expected=f"at most {MAX_INPUT_BYTES} bytes")
+        return data
+    return read_input(Path(source))
 
 
 def _save(path: Path, outputs: dict[str, Any]) -> None:
@@ -76,7 +73,8 @@ def _save(path: Path, outputs: dict[str, Any]) -> None:
 
     plain = {a: x.astype(str) if x.dtype.kind == "O" else x for a, x in outputs.items()}
     try:
-        np.savez(path, **plain)
+        with path.open("wb") as file:  # given a name, numpy would add ".npz" to it
+            np.savez(file, **plain)
     except OSError as error:
         raise EnvironmentProblem(
             "cannot write the outputs", where=path, found=error.strerror or error

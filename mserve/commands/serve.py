@@ -23,12 +23,13 @@ def command(
     latest: Annotated[int, typer.Option(help="How many of the newest versions to serve.", min=1)] = 1,
     max_batch: Annotated[int, typer.Option(help="Rows of a batch, at most.", min=1)] = 128,
     batch_delay: Annotated[
-        float, typer.Option(help="Milliseconds a request may wait for others to join its batch.", min=0)
+        float,
+        typer.Option(help="Milliseconds a request may wait for others.", min=0, max=60_000),
     ] = 0.0,
     max_queue: Annotated[int, typer.Option(help="Rows that may wait; more are answered 429.", min=1)] = 8192,
     max_body: Annotated[str, typer.Option(help="Largest request body.")] = "64MiB",
-    timeout: Annotated[float, typer.Option(help="Seconds a request may take; then 504.", min=0.001)] = 30.0,
-    poll: Annotated[float, typer.Option(help="Seconds between looks for new versions.", min=0.05)] = 1.0,
+    timeout: Annotated[float, typer.Option(help="Seconds a request may take.", min=0.001, max=86_400)] = 30.0,
+    poll: Annotated[float, typer.Option(help="Seconds between looks.", min=0.05, max=86_400)] = 1.0,
     prefetch: Annotated[
         bool, typer.Option("--prefetch", help="Read large weights into memory before a version answers.")
     ] = False,

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from ..files import open_input
 from ..format.graph import MAX_DIMS
 from ..format.inner import inner_tensors
 from ..format.metagraph import PREFIX
@@ -69,7 +70,8 @@ def read(source: Any, partitioned: Mapping[str, PartitionedTensor] | None = None
         path = Path(source)
         data = _read_file(path)
         model = _parse(data, path)
-        origin = {"kind": "onnx", "file": path.name, "sha256": hashlib.sha256(data).hexdigest()}
+        file = path.name.encode("utf-8", "replace").decode()
+        origin = {"kind": "onnx", "file": file, "sha256": hashlib.sha256(data).hexdigest()}
         directory, where, name = path.parent, str(path), path.stem
     replaced = [_replace(model.graph, tensor, where) for tensor in (partitioned or {}).values()]
     tensors = [*_take_apart(model, directory, where, {t.name for t in replaced}), *replaced]
@@ -85,17 +87,16 @@ def _read_file(path: Path) -> bytes:
             expected="an ONNX file",
             hint="give the .onnx file itself; convert other formats to ONNX first",
         )
-    try:
-        if path.stat().st_size > MAX_PROTO_BYTES:
+    with open_input(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_PROTO_BYTES:
             raise InputError(
                 "the ONNX file is over 2 GiB, which no ONNX reader accepts",
                 where=path,
-                found=f"{path.stat().st_size} bytes",
+                found=f"{size} bytes",
                 hint="save it with external data: onnx.save(model, path, save_as_external_data=True)",
             )
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError("cannot read the source", where=path, found=error.strerror or error) from error
+        return file.read(size)
 
 
 _MAGIC = {

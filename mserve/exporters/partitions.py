@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from ..files import open_input
 from ..format.shards import chunked
 from ..tensors import DTYPES, Array, dtype_of
 
@@ -80,6 +81,7 @@ def _open(path: Path) -> Array:
     import numpy as np
 
     try:
+        open_input(path).close()
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return loaded

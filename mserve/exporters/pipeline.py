@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, ModelRefused, UnsafePath, UsageError
 from ..examples import generate
+from ..files import read_text
 from ..format import GOLDEN_FILE, META_FILE, FileRecord, MetaGraph
 from ..format import golden as golden_file
 from ..format.golden import Golden
@@ -80,6 +81,7 @@ def export(source: Any, base_path: str | os.PathLike[str], options: Options) -> 
     EnvironmentProblem (cannot write, disk full).
     """
     version = parse_version(options.version)
+    _check_text(options)
     base = Path(base_path)
     assets = _asset_names(options.assets)
     parts = onnx_model.read(source, partitions.find(options.partitioned))
@@ -110,15 +112,27 @@ def export(source: Any, base_path: str | os.PathLike[str], options: Options) -> 
     return Export(target, int(target.name), parse(meta, target / META_FILE), size, shared, tuple(notes))
 
 
+def _check_text(options: Options) -> None:
+    """The name can stand in a URL's path, and everything can be stored as UTF-8. Raises UsageError."""
+    for what, text in (("name", options.name), *((f"meta {k}", k + v) for k, v in options.meta.items())):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError("text is not UTF-8", where=what.encode("utf-8", "replace").decode()) from error
+    if "/" in options.name or not options.name.isprintable():
+        raise UsageError("bad name", expected="printable characters without '/'", found=repr(options.name))
+
+
 def parse_version(version: int | str) -> int | None:
     """The number for --version N, "time" or "auto" (None). Raises UsageError."""
     if version == "auto":
         return None
     if version == "time":
         return int(time.time())
-    if isinstance(version, bool) or not str(version).isascii() or not str(version).isdigit():
-        raise UsageError("bad version", expected='a number, "auto" or "time"', found=version)
-    number = int(version)
+    text = str(version)
+    if isinstance(version, bool) or not (text.isascii() and text.isdigit() and len(text) <= 32):
+        raise UsageError("bad version", expected='a number, "auto" or "time"', found=text[:40])
+    number = int(text)
     if number > MAX_VERSION:
         raise UsageError("bad version", expected=f"at most {MAX_VERSION}", found=number)
     return number
@@ -229,7 +243,7 @@ def _check_labels(proposed: Mapping[str, Signature], assets: Mapping[str, Path])
                 raise UsageError(
                     "no such label file", where=where, expected=known, found=spec.labels, hint=hint
                 )
-            lines, last = len(path.read_text().splitlines()), (spec.shape or (ANY_DIM,))[-1]
+            lines, last = len(read_text(path).splitlines()), (spec.shape or (ANY_DIM,))[-1]
             if isinstance(last, int) and last != lines:
                 raise UsageError(
                     "the label file does not fit",

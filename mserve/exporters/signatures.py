@@ -13,6 +13,7 @@ import tomli
 
 from ..errors import InputError, MserveError, UsageError
 from ..examples import generate
+from ..files import read_text
 from ..numerics import compare
 from ..tensors import (
     ANY_DIM,
@@ -213,8 +214,8 @@ def read_toml(path: Path, graph: onnx.GraphProto) -> dict[str, Signature]:
     Raises UsageError naming the table and key that is wrong, and the nearest right one.
     """
     try:
-        document = tomli.loads(path.read_text())
-    except (OSError, tomli.TOMLDecodeError, UnicodeDecodeError) as error:
+        document = tomli.loads(read_text(path))
+    except (InputError, tomli.TOMLDecodeError) as error:
         raise UsageError("cannot read the signatures file", where=path, found=error) from error
     _only(document, ("signatures",), str(path))
     tables = document.get("signatures")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, MetaGraphMalformed
+from ..files import open_input
 from ..tensors import DTYPES, Array, Signature, dtype_of
 
 SIDES = ("inputs", "outputs")
@@ -95,14 +96,12 @@ def read_npz(path: Path) -> dict[str, Array]:
     import numpy as np
 
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open_input(path) as file, np.load(file, allow_pickle=False) as archive:
             if not hasattr(archive, "files"):
                 raise InputError("not an npz archive", where=path, found="a single npy array")
             return {name: archive[name] for name in archive.files}
     except InputError:
         raise
-    except FileNotFoundError as error:
-        raise InputError("no such file", where=path) from error
     except Exception as error:  # zipfile, zlib and numpy each raise their own
         raise InputError(
             "cannot read the npz archive",

@@ -40,7 +40,7 @@ def acquire(directory: Path, *, shared: bool = False, wait: bool = False) -> Loc
         import fcntl
     except ImportError:  # Windows
         return Lock(None)
-    fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY | os.O_NONBLOCK)
     try:
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:

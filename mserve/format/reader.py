@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from ..errors import BundleIncomplete, MetaGraphMalformed, NotABundle, NotAFile
+from ..errors import BundleIncomplete, EnvironmentProblem, MetaGraphMalformed, NotABundle, NotAFile
 from . import layout
 from .graph import Graph, check_placement, check_signatures, read_graph
 from .metagraph import MAX_META_BYTES, FileRecord, MetaGraph, parse
@@ -50,9 +50,18 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     """Open a version directory, or the newest version of a base path.
 
     Raises a BundleError: NotABundle, BundleIncomplete, DigestMismatch, MetaGraphMalformed,
-    FormatUnsupported, UnsafePath, DuplicateMetadata or NotAFile.
+    FormatUnsupported, UnsafePath, DuplicateMetadata or NotAFile; EnvironmentProblem when
+    the user may not read it.
     """
-    directory = layout.resolve(Path(path))
+    try:
+        return _open(layout.resolve(Path(path)))
+    except OSError as error:
+        raise EnvironmentProblem(
+            "the bundle cannot be read", where=error.filename or path, found=error.strerror or error
+        ) from error
+
+
+def _open(directory: Path) -> Bundle:
     meta_path = directory / layout.META_FILE
     meta = _read_meta(meta_path)
     bundle = Bundle(

@@ -276,7 +276,7 @@ class Reconciler:
         slot.become(State.WAITING if arriving else State.FAILED)
         backoff = RETRY_FIRST_NS << min(slot.attempts - 1, 6)
         slot.retry_at_ns = time.monotonic_ns() + (
-            RETRY_FIRST_NS // 2 if arriving else min(backoff, RETRY_MAX_NS)
+            min(slot.attempts, 4) * RETRY_FIRST_NS // 2 if arriving else min(backoff, RETRY_MAX_NS)
         )
 
     async def _drain(self, model: Model, slot: Slot) -> None:

@@ -69,6 +69,8 @@ def models_of(options: Options) -> list[ModelConfig]:
     Raises UsageError for a path that can never become one.
     """
     base = options.base_path
+    if "/" in options.name or not options.name.isprintable():
+        raise UsageError("bad --name", expected="printable characters without '/'", found=repr(options.name))
     if base.is_file():
         hint = f"export it first: mserve export {base} BASE_PATH, then: mserve serve BASE_PATH"
         raise UsageError("serve takes a base path, not a file", where=base, hint=hint)

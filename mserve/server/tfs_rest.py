@@ -13,12 +13,13 @@ of models exists, a wrong method is 405, the answering version stands in the hea
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
@@ -39,6 +40,7 @@ log = logging.getLogger("mserve")
 VERSION_HEADER = "mserve-model-version"
 _PATH = re.compile(r"/v1/models(?:/([^/:]+)(?:/versions/(\d+)|/labels/([^/:]+))?(?::(\w+)|/(\w+))?)?/?")
 _METHODS = {"predict": "POST", "classify": "POST", "regress": "POST"}
+LOOP_BODY_BYTES = 256 << 10
 _PAGES = ("", "metadata", "example")
 
 # TensorFlow Serving's public states; END is also where a failed version is.
@@ -117,18 +119,37 @@ class TfsRest:
             self._metrics.count(name, error.http_status, time.monotonic_ns() - start)
             raise
 
-    def _predict(self, name: str, version: int | None, request: Request, reply: Reply, start: int) -> Entry:
-        encoding = request.headers.get(b"content-encoding", b"identity")
+    def _predict(
+        self, name: str, version: int | None, request: Request, reply: Reply, start: int
+    ) -> Entry | None:
+        encoding = request.headers.get(b"content-encoding", b"identity").lower()
         if encoding != b"identity":
             raise UnsupportedEncoding(
                 "the body is compressed", expected="identity", found=encoding.decode("latin-1")
             )
         servable = self._front.resolve(name, version)
-        body = tfs_json.parse(bytes(request.body))
-        signature, spec = _signature(servable, tfs_json.signature_name(body))
-        inputs, rows = tfs_json.inputs_of(body, spec)
-        call = _Call(name, servable, spec, rows, start, self._metrics, reply)
-        return self._front.predict(servable, signature, inputs, call.answer)
+        call = _Call(name, servable, start, self._metrics, reply)
+        if len(request.body) <= LOOP_BODY_BYTES:
+            return self._submit(call, call.decode(request.body))
+        # A large body takes long to read: on a thread, so that the others are answered meanwhile.
+        servable.in_flight += 1
+        task = asyncio.get_running_loop().run_in_executor(None, call.decode, request.body)
+        task.add_done_callback(partial(self._decoded, call))
+        return None
+
+    def _submit(self, call: _Call, inputs: dict[str, Array]) -> Entry:
+        return self._front.predict(call.servable, call.name, inputs, call.answer)
+
+    def _decoded(self, call: _Call, task: asyncio.Future[dict[str, Array]]) -> None:
+        """Go on with a request whose body was read on a thread."""
+        call.servable.in_flight -= 1
+        try:
+            self._submit(call, task.result())
+        except MserveError as error:
+            call.answer(error)
+        except Exception as error:
+            log.exception("our bug while reading a request for %s", call.model)
+            call.answer(MserveError("internal error", found=repr(error)[:200]))
 
     def _page(self, route: Route) -> Response:
         if route.model is None:
@@ -150,11 +171,18 @@ class _Call:
 
     model: str
     servable: Servable
-    signature: Signature
-    rows: bool
     start_ns: int
     metrics: Metrics
     reply: Reply
+    name: str = ""
+    rows: bool = False
+
+    def decode(self, body: bytes | bytearray) -> dict[str, Array]:
+        """The request's arrays; notes which signature was asked for, in which form. Raises RequestError."""
+        value = tfs_json.parse(body)
+        self.name, signature = _signature(self.servable, tfs_json.signature_name(value))
+        inputs, self.rows = tfs_json.inputs_of(value, signature)
+        return inputs
 
     def answer(self, result: Sequence[Array] | MserveError) -> None:
         """Encode outputs or an error, count, and reply."""
@@ -169,7 +197,7 @@ class _Call:
         self.reply(response)
 
     def _encode(self, outputs: Sequence[Array]) -> Response:
-        named = dict(zip(self.signature.outputs, outputs, strict=True))
+        named = dict(zip(self.servable.signatures[self.name].outputs, outputs, strict=True))
         headers = ((VERSION_HEADER, str(self.servable.version)),)
         return Response(200, tfs_json.encode(named, rows=self.rows), JSON, headers)
 

@@ -28,7 +28,7 @@ from ..tensors import DTYPES, Array, Signature, TensorSpec, check_names, show_sh
 MAX_DEPTH = 64
 
 
-def parse(body: bytes) -> dict[str, Any]:
+def parse(body: bytes | bytearray) -> dict[str, Any]:
     """A request body as an object. Raises RequestError with the byte where it stops being JSON."""
     try:
         value = orjson.loads(body)
@@ -41,7 +41,7 @@ def parse(body: bytes) -> dict[str, Any]:
     return value
 
 
-def _parse_lenient(body: bytes, error: orjson.JSONDecodeError) -> Any:
+def _parse_lenient(body: bytes | bytearray, error: orjson.JSONDecodeError) -> Any:
     """JSON with bare NaN, Infinity and -Infinity; anything else keeps the strict reader's complaint."""
     if b"NaN" in body or b"Infinity" in body:
         try:
@@ -211,6 +211,8 @@ def _is_b64(value: Any) -> bool:
 
 
 def _show(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return _kind(value)
     return f"{json.dumps(value)[:60]} ({_kind(value)})"
 
 
