@@ -608,3 +608,35 @@ def test_a_constant_inside_the_graph_cannot_reach_another_file(version: Path, lo
 
     reseal(version, spoil)
     unloadable(version, location)
+
+
+def test_a_golden_archive_with_more_than_arrays(version: Path) -> None:
+    """A member without numpy's header comes back as bytes."""
+    import zipfile
+
+    from mserve.errors import InputError
+    from mserve.format.golden import read_npz
+
+    path = version / "odd.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("serving_default/inputs/x.npy", b"no array")
+    with pytest.raises(InputError, match=r"holds more than arrays.*inputs/x"):
+        read_npz(path)
+
+
+def test_a_golden_archive_that_unpacks_to_gigabytes(version: Path) -> None:
+    """Two megabytes that hold two gigabytes of zeros are refused by their table of contents."""
+    import zipfile
+
+    from mserve.errors import InputError
+    from mserve.format.golden import read_npz
+
+    path = version / "bomb.npz"
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("x.npy", "w", force_zip64=True) as member,
+    ):
+        for _ in range(1100):
+            member.write(bytes(1 << 20))
+    with pytest.raises(InputError, match="unpacks to too much"):
+        read_npz(path)

@@ -75,12 +75,13 @@ class Batcher:
         return sum(len(q.entries) for q in self._queues.values())
 
     def add(self, entry: Entry) -> None:
-        """Queue a request. Raises Overloaded when it does not fit."""
-        if max(self.rows + entry.rows, len(self) + 1) > self.limits.max_queue_rows and len(self):
+        """Queue a request. Raises Overloaded when the queue is full; one that is not takes any request."""
+        limit = self.limits.max_queue_rows
+        if max(self.rows, len(self)) >= limit:
             raise Overloaded(
                 "the queue is full",
-                expected=f"at most {self.limits.max_queue_rows} rows waiting",
-                found=f"{self.rows} waiting, {entry.rows} more asked for",
+                expected=f"fewer than {limit} rows waiting",
+                found=f"{self.rows} rows in {len(self)} requests",
                 hint="try again later, or with fewer requests at once",
             )
         key = batch_key(entry)

@@ -18,6 +18,7 @@ from ..errors import InputError, MetaGraphMalformed
 from ..files import open_input
 from ..tensors import DTYPES, Array, Signature, dtype_of
 
+MAX_UNPACKED_BYTES = 1 << 30
 SIDES = ("inputs", "outputs")
 
 
@@ -99,7 +100,15 @@ def read_npz(path: Path) -> dict[str, Array]:
         with open_input(path) as file, np.load(file, allow_pickle=False) as archive:
             if not hasattr(archive, "files"):
                 raise InputError("not an npz archive", where=path, found="a single npy array")
-            return {name: archive[name] for name in archive.files}
+            size = sum(info.file_size for info in archive.zip.infolist())
+            if size > MAX_UNPACKED_BYTES:
+                raise InputError(
+                    "the npz archive unpacks to too much",
+                    where=path,
+                    expected=f"at most {MAX_UNPACKED_BYTES} bytes",
+                    found=size,
+                )
+            arrays = {name: archive[name] for name in archive.files}
     except InputError:
         raise
     except Exception as error:  # zipfile, zlib and numpy each raise their own
@@ -109,6 +118,10 @@ def read_npz(path: Path) -> dict[str, Array]:
             found=_reason(error),
             hint="write it with numpy.savez, strings as numpy text arrays, not objects",
         ) from error
+    strange = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
+    if strange:
+        raise InputError("the npz archive holds more than arrays", where=path, found=", ".join(strange[:5]))
+    return arrays
 
 
 def _reason(error: Exception) -> Any:
