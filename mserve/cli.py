@@ -89,14 +89,21 @@ def main() -> None:
         _discard_output()
         sys.exit(1)
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO) and not error.filename:
-            problem: MserveError = EnvironmentProblem("the output cannot be written", found=error.strerror)
-        else:
-            problem = MserveError(
-                f"mserve failed: {type(error).__name__}: {error}",
-                hint="this is our bug; run again with `mserve --debug ...` and report what it prints",
-            )
-        _fail(problem, arguments, error)
+        _fail(_word(error), arguments, error)
+
+
+def _word(error: Exception) -> MserveError:
+    """What nobody deeper has put into words: the operating system's refusals, and our bugs."""
+    if isinstance(error, PermissionError):
+        return EnvironmentProblem(
+            "permission denied", where=error.filename or "", hint="check who owns the file"
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO) and not error.filename:
+        return EnvironmentProblem("the output cannot be written", found=error.strerror)
+    return MserveError(
+        f"mserve failed: {type(error).__name__}: {error}",
+        hint="this is our bug; run again with `mserve --debug ...` and report what it prints",
+    )
 
 
 def _make_output_bearable() -> None:
