@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..errors import UsageError
 from ..files import read_input
 from ..format.golden import read_npz
 from ..tensors import Array
@@ -48,27 +46,6 @@ class Target(Protocol):
 
     async def close(self) -> None:
         """Free what `start` took."""
-
-
-def open_target(target: str, ask: Ask) -> Target:
-    """The target that a command line names: a URL, or the path of a bundle.
-
-    Raises UsageError, EnvironmentProblem (nothing listens), InputError, BundleError or
-    RequestError.
-    """
-    if re.match(r"https?://", target):
-        from .tfs_target import open_url
-
-        return open_url(target, ask)
-    if not Path(target).exists() and re.fullmatch(r"[\w.-]+:\d{1,5}(/.*)?", target):
-        raise UsageError(
-            "the target is neither a bundle nor a URL", found=target, hint=f"did you mean http://{target} ?"
-        )
-    if ask.model:
-        raise UsageError("--model is for a URL", hint="a bundle holds one model")
-    from .in_process import open_bundle_target
-
-    return open_bundle_target(Path(target), ask)
 
 
 def read_inputs(path: Path) -> Mapping[str, Array] | bytes:
