@@ -67,6 +67,7 @@ def test_every_command_does_what_the_readme_shows(root: Path, place: Path) -> No
     with serving(place / "models" / "digits", place / "log") as server:
         own, theirs = f"127.0.0.1:{server.port}", "127.0.0.1:8501"
         announced = shown[3][1].replace(theirs, own)
+        server.wait_until(lambda: "curl" in server.log())
         assert words(announced) <= words(server.log())
         for command, output in shown[4:]:
             printed = run(root, place, command.replace(theirs, own).replace("--qps 1000", "--qps 200"))

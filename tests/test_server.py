@@ -182,6 +182,7 @@ def test_the_example_page_can_be_posted(digits: Running) -> None:
 
 
 def test_the_last_line_of_the_start_up_message_works_when_pasted(digits: Running) -> None:
+    digits.wait_until(lambda: "curl" in digits.log())
     line = next(line for line in digits.log().splitlines() if line.strip().startswith("curl"))
     done = subprocess.run(["sh", "-c", line], capture_output=True, timeout=30, check=True)
     assert "predictions" in json.loads(done.stdout)

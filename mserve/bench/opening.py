@@ -8,6 +8,8 @@ from pathlib import Path
 from ..errors import UsageError
 from .targets import Ask, Target
 
+__all__ = ["Ask", "open_target"]
+
 
 def open_target(target: str, ask: Ask) -> Target:
     """The target that a command line names: a URL, or the path of a bundle.

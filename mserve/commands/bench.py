@@ -62,9 +62,8 @@ def command(
     Exit 1: --slo missed, or no request was answered; 4: nothing listens, or the server died.
     """
     from ..bench import environment, session
-    from ..bench.opening import open_target
+    from ..bench.opening import Ask, open_target
     from ..bench.slo import DEFAULT, parse
-    from ..bench.targets import Ask
     from ..bench.verdict import Load
 
     rates = parse_qps(qps)
