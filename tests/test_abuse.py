@@ -144,7 +144,8 @@ def test_a_large_body_does_not_hold_up_the_others(digits: Running) -> None:
                 first = link.recv(65536)
                 break
             except BlockingIOError:
-                assert digits.predict("digits", one(ROW)).status == 200
+                # Answered at once, if only that the large request's rows fill the queue.
+                assert digits.predict("digits", one(ROW)).status in (200, 429)
                 answered += 1
         assert first.startswith(b"HTTP/1.1 200")
         assert answered > 0
