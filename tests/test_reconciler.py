@@ -16,7 +16,7 @@ LATER = 10**9
 
 
 def disk(*versions: int) -> dict[int, Candidate]:
-    return {v: Candidate(Path(str(v)), (v, 0, 0)) for v in versions}
+    return {v: Candidate(Path(str(v)), (("f", v, 0, 0),)) for v in versions}
 
 
 def slots(**states: str) -> dict[int, Slot]:
@@ -25,7 +25,7 @@ def slots(**states: str) -> dict[int, Slot]:
     for name, state in states.items():
         version = int(name[1:])
         found[version] = Slot(
-            version, Path(str(version)), State(state), fingerprint=(version, 0, 0), retry_at_ns=LATER
+            version, Path(str(version)), State(state), fingerprint=(("f", version, 0, 0),), retry_at_ns=LATER
         )
     return found
 
@@ -62,7 +62,7 @@ CASES = [
     ),
     (
         "changed files are tried at once",
-        {1: Candidate(Path("1"), (9, 9, 9))},
+        {1: Candidate(Path("1"), (("f", 9, 9, 9),))},
         slots(v1="failed"),
         1,
         0,

@@ -492,6 +492,25 @@ def test_a_version_replaced_under_its_number_is_reported_and_not_picked_up(tmp_p
         assert server.predict("constant", X).json() == {"predictions": [[1.0, 1.0]]}
 
 
+@pytest.mark.parametrize("name", ["export.meta", "export-00000-of-00001"])
+def test_a_file_overwritten_in_place_is_reported(tmp_path: Path, name: str) -> None:
+    """The answers of a small model do not change: its weights were read when it was loaded."""
+    base = tmp_path / "digits"
+    file = mserve.export(DIGITS, base).path / name
+    with serving(base, tmp_path / "log") as server:
+        before = server.predict("digits", one(ROW)).body
+        file.chmod(0o644)
+        with file.open("r+b") as target:
+            target.write(bytes(file.stat().st_size))
+
+        def message() -> str:
+            status = server.get("/v1/models/digits").json()["model_version_status"]
+            return str(status[0]["status"]["error_message"])
+
+        server.wait_until(lambda: "changed under this version's number" in message())
+        assert server.predict("digits", one(ROW)).body == before
+
+
 def test_a_directory_of_base_paths_serves_them_all(tmp_path: Path) -> None:
     for name, value in (("a", 1.0), ("b", 2.0)):
         publish(tmp_path / "models" / name, value)

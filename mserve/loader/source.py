@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..format import META_FILE
 from ..format.layout import versions
 
-Fingerprint = tuple[int, int, int]
+Fingerprint = tuple[tuple[str, int, int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A version directory, and what tells whether its `export.meta` was replaced (None: absent)."""
+    """A version directory, and what tells whether its files were replaced or are still arriving."""
 
     path: Path
     fingerprint: Fingerprint | None
@@ -31,15 +31,17 @@ class Scan:
 def scan(base: Path) -> Scan:
     """List a base path's versions. Never raises: a path that cannot be listed is a problem to report."""
     try:
-        found = {v: Candidate(path, _fingerprint(path / META_FILE)) for v, path in versions(base).items()}
+        found = {v: Candidate(path, _fingerprint(path)) for v, path in versions(base).items()}
     except OSError as error:
         return Scan(problem=f"cannot list {base}: {error.strerror or error}")
     return Scan(found, "" if found else f"{base} holds no version yet")
 
 
-def _fingerprint(meta: Path) -> Fingerprint | None:
+def _fingerprint(version: Path) -> Fingerprint | None:
+    """Name, inode, size and time of every file at the top of a version; None where it cannot be listed."""
     try:
-        status = meta.stat()
+        with os.scandir(version) as entries:
+            files = [(e.name, e.stat(follow_symlinks=False)) for e in entries]
     except OSError:
         return None
-    return (status.st_ino, status.st_size, status.st_mtime_ns)
+    return tuple(sorted((name, s.st_ino, s.st_size, s.st_mtime_ns) for name, s in files))
