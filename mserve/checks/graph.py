@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..format import Bundle
-from ..format.inner import inner_tensors
+from ..format.inner import checkable, inner_tensors
 from ..format.prune import Parts
 from ..wire import protobuf
 from .findings import Finding
@@ -32,18 +32,8 @@ def checker(bundle: Bundle) -> Iterator[Finding]:
 
 
 def _without_shards(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with its stored tensors standing in as inputs: the checker then opens no files."""
-    import onnx
-
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    inline = [t for t in model.graph.initializer if t.data_location != onnx.TensorProto.EXTERNAL]
-    del probe.graph.initializer[:]
-    probe.graph.initializer.extend(inline)
-    for t in model.graph.initializer:
-        if t.data_location == onnx.TensorProto.EXTERNAL:
-            probe.graph.input.append(onnx.helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)))
-    return probe
+    external = [t.name for t in model.graph.initializer if t.data_location == t.EXTERNAL]
+    return checkable(model, external)
 
 
 def inference(bundle: Bundle) -> Iterator[Finding]:

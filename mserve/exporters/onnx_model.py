@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from ..files import open_input
 from ..format.graph import MAX_DIMS
-from ..format.inner import inner_tensors
+from ..format.inner import checkable, inner_tensors
 from ..format.metagraph import PREFIX
 from ..format.shards import Tensor, chunked
 from ..tensors import BY_ONNX, DTYPES
@@ -356,19 +356,8 @@ def _check(model: onnx.ModelProto, tensors: list[Tensor], where: str) -> None:
     """onnx.checker over the graph, with the stored tensors standing in as inputs."""
     import onnx
 
-    stored = {t.name: t for t in tensors}
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    kept = [t for t in probe.graph.initializer if t.name not in stored]
-    del probe.graph.initializer[:]
-    probe.graph.initializer.extend(kept)
-    for proto in model.graph.initializer:
-        if proto.name in stored:
-            probe.graph.input.append(
-                onnx.helper.make_tensor_value_info(proto.name, proto.data_type, list(proto.dims))
-            )
     try:
-        onnx.checker.check_model(probe)
+        onnx.checker.check_model(checkable(model, {t.name for t in tensors}))
     except Exception as error:  # the checker raises its own C++ exceptions
         raise InputError(
             "the graph is not valid ONNX",
