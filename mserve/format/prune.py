@@ -36,7 +36,10 @@ class Parts:
 
     def __init__(self, model: bytes) -> None:
         self._model = model
-        self._graph = next(f for f in protobuf.fields(model) if f.number == GRAPH)
+        found = [f for f in protobuf.fields(model) if f.number == GRAPH]
+        if len(found) != 1:
+            raise protobuf.Malformed(f"{len(found)} graphs", 0)
+        self._graph = found[0]
         self._records = list(protobuf.inside(model, self._graph))
         self._nodes = {r.record_start: _node(model, r) for r in self._records if r.number == NODE}
         self._producer = {name: at for at, node in self._nodes.items() for name in node.outputs}
