@@ -13,8 +13,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 import mserve
 from mserve.checks import validate
+from mserve.errors import BundleIncomplete
 from mserve.format import open_bundle
 from mserve.format.metagraph import METADATA_PROPS, read_prop, seal
+from mserve.runtime.ort import map_file
 from mserve.wire import protobuf
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
@@ -110,3 +112,30 @@ def test_tensors_that_overlap_are_found(tmp_path: Path) -> None:
     codes = {(f.code, f.where) for f in validate(open_bundle(path))}
     assert ("tensor-overlap", second.name) in codes
     assert ("shard-layout", second.name) in codes
+
+
+def test_an_inner_constant_that_points_to_a_file_is_found(tmp_path: Path) -> None:
+    """Export never writes one; such a file would have no digest."""
+    path = mserve.export(scan(), tmp_path / "m").path
+    changed = onnx.ModelProto.FromString(open_bundle(path).meta)
+    tensor = next(t for a in changed.graph.node[0].attribute for t in a.g.initializer if t.name == "W")
+    (path / "loose.bin").write_bytes(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", "loose.bin"), ("offset", "0"), ("length", str(LARGE.nbytes))):
+        tensor.external_data.add(key=key, value=value)
+    meta = path / "export.meta"
+    meta.chmod(0o644)
+    meta.write_bytes(resealed(changed.SerializeToString()))
+    assert ("inner-external", "W") in {(f.code, f.where) for f in validate(open_bundle(path))}
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_a_shard_that_shrinks_between_check_and_load(tmp_path: Path, private: bool) -> None:
+    path = mserve.export(builders.mlp(), tmp_path / "m").path / "export-00000-of-00001"
+    size = path.stat().st_size
+    path.chmod(0o644)
+    with path.open("r+b") as file:
+        file.truncate(size - 1)
+    with pytest.raises(BundleIncomplete, match="changed while it was opened"):
+        map_file(path, size, private=private)

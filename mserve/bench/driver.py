@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -51,7 +52,7 @@ class Pool:
         self.idle.clear()
 
 
-class Driver:
+class Driver(ABC):
     """What both loops share: connections, the record, and the end."""
 
     def __init__(self, pool: Pool, recorder: Recorder, drain_s: float) -> None:
@@ -68,9 +69,9 @@ class Driver:
         self._in_flight_ns = 0
         self._event_ns = 0
 
+    @abstractmethod
     async def run(self) -> Phase:
         """Send, then wait for the answers."""
-        raise NotImplementedError
 
     def stop(self, reason: str) -> None:
         """End the phase now."""
@@ -96,6 +97,7 @@ class Driver:
             self.recorder.finish(now)
         return Phase(self.recorder, span_ns, self._busiest, self._in_flight_ns, stopped, self.messages)
 
+    @abstractmethod
     def _quiet(self) -> None:
         """Send nothing more."""
 
@@ -129,9 +131,9 @@ class Driver:
         self._in_flight_ns += len(self._busy) * (now - self._event_ns)
         self._event_ns = now
 
+    @abstractmethod
     def _after(self, connection: Connection) -> None:
         """A connection is free again, or broken."""
-        raise NotImplementedError
 
     # connections
 
@@ -191,6 +193,9 @@ class ClosedLoop(Driver):
         timer.cancel()
         limit.cancel()
         return phase
+
+    def _quiet(self) -> None:
+        """Nothing to do: requests follow answers, and nobody waits for those any more."""
 
     def _after(self, connection: Connection) -> None:
         now = time.perf_counter_ns()
