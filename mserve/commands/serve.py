@@ -20,6 +20,12 @@ def command(
     port: Annotated[
         int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)
     ] = 8501,
+    grpc_port: Annotated[
+        int, typer.Option(help="Port for gRPC; 0 takes a free one, -1 none.", min=-1, max=65535)
+    ] = 8500,
+    admin: Annotated[
+        bool, typer.Option("--admin", help="Allow loading and unloading over the network.")
+    ] = False,
     latest: Annotated[int, typer.Option(help="How many of the newest versions to serve.", min=1)] = 1,
     max_batch: Annotated[int, typer.Option(help="Rows of a batch, at most.", min=1)] = 128,
     batch_delay: Annotated[
@@ -42,7 +48,8 @@ def command(
 
     from ..batching.batcher import Limits
     from ..errors import UsageError
-    from ..server.app import Options, run
+    from ..server.app import Options
+    from ..server.run import run
     from .export import parse_size
 
     level = logging.getLevelNamesMapping().get(log_level.upper())
@@ -51,6 +58,17 @@ def command(
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     limits = Limits(max_batch, int(batch_delay * 1e6), max_queue)
     options = Options(
-        base_path, name, host, port, limits, parse_size(max_body), timeout, poll, latest, prefetch
+        base_path,
+        name,
+        host,
+        port,
+        grpc_port if grpc_port >= 0 else None,
+        admin,
+        limits,
+        parse_size(max_body),
+        timeout,
+        poll,
+        latest,
+        prefetch,
     )
     raise typer.Exit(run(options))
