@@ -18,7 +18,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from urllib.parse import quote
 
 import uvloop
@@ -26,9 +25,7 @@ import uvloop
 from .. import __version__
 from ..batching.batcher import Entry, Limits
 from ..batching.executor import Executor
-from ..errors import BundleError, EnvironmentProblem, MethodNotAllowed, NotFound, UsageError
-from ..format import META_FILE, open_bundle
-from ..format.layout import versions
+from ..errors import EnvironmentProblem, MethodNotAllowed, NotFound
 from ..front import Front
 from ..loader.reconciler import ModelConfig, Reconciler
 from ..loader.servable import load
@@ -49,58 +46,15 @@ INLINE_BODY_CHARS = 300
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to serve; the command line's flags."""
+    """How to serve."""
 
-    base_path: Path
-    name: str = ""
     host: str = "127.0.0.1"
     port: int = 8501
     limits: Limits = Limits()  # noqa: RUF009 - frozen
     body_max: int = BODY_BYTES_MAX
     timeout_s: float = 30.0
     poll_s: float = 1.0
-    latest: int = 1
     prefetch: bool = False
-
-
-def models_of(options: Options) -> list[ModelConfig]:
-    """The models under a path: one base path, or a directory of base paths.
-
-    Raises UsageError for a path that can never become one.
-    """
-    base = options.base_path
-    if "/" in options.name or not options.name.isprintable():
-        raise UsageError("bad --name", expected="printable characters without '/'", found=repr(options.name))
-    if base.is_file():
-        hint = f"export it first: mserve export {base} BASE_PATH, then: mserve serve BASE_PATH"
-        raise UsageError("serve takes a base path, not a file", where=base, hint=hint)
-    if (base / META_FILE).exists():
-        raise UsageError(
-            "this is one version, not a base path", where=base, hint=f"mserve serve {base.resolve().parent}"
-        )
-    if base.is_dir() and not versions(base):
-        inner = sorted(d for d in base.iterdir() if d.is_dir() and not d.name.startswith(".") and versions(d))
-        if inner:
-            if options.name:
-                raise UsageError(
-                    "--name is for one model", where=base, found=", ".join(d.name for d in inner)
-                )
-            return [ModelConfig(d.name, d, options.latest) for d in inner]
-    return [ModelConfig(options.name or _recorded_name(base), base, options.latest)]
-
-
-def _recorded_name(base: Path) -> str:
-    """The name recorded at export in the newest version that can be read, else the directory's."""
-    try:
-        for path in reversed(list(versions(base).values())):
-            try:
-                if name := open_bundle(path).metagraph.name:
-                    return name
-            except BundleError:
-                continue
-    except OSError:
-        pass
-    return base.resolve().name
 
 
 class Server:
@@ -157,12 +111,11 @@ class Server:
         return Connection(self.handle, self.peers)
 
 
-def run(options: Options) -> int:
+def run(options: Options, models: Sequence[ModelConfig]) -> int:
     """Serve until a signal says stop. Returns the exit code.
 
-    Raises UsageError (path), EnvironmentProblem (port taken).
+    Raises EnvironmentProblem (port taken).
     """
-    models = models_of(options)
     share_threads(cpu_budget())
     return uvloop.run(_serve(options, models))
 
