@@ -10,8 +10,9 @@
     ├── EnvironmentProblem exit 4   HTTP 503  port taken, disk full, missing extra
     └── RequestError       exit 3   HTTP 400  one request is wrong or cannot be answered now
         ├── NotFound 404   MethodNotAllowed 405   PayloadTooLarge 413   HeadersTooLarge 431
-        ├── UnsupportedEncoding 415   Overloaded 429   Unavailable 503
-        └── DeadlineExceeded 504      ExecutionFailed 500
+        ├── UnsupportedEncoding 415   Overloaded 429   Unavailable 503   Forbidden 403
+        ├── DeadlineExceeded 504      ExecutionFailed 500   ClientLeft 499   Unauthenticated 401
+        └── FailedPrecondition 400    Unimplemented 501
 
 Errors are raised deep, worded once, and shown at two edges only: `mserve.cli` (exit
 code) and the server's codecs (HTTP status, gRPC status).
@@ -233,6 +234,45 @@ class DeadlineExceeded(RequestError):
     http_status = 504
     grpc_status = "DEADLINE_EXCEEDED"
     code = "deadline-exceeded"
+
+
+class ClientLeft(RequestError):
+    """Nobody waits for the answer any more; only counted and logged."""
+
+    http_status = 499
+    grpc_status = "CANCELLED"
+    code = "client-left"
+
+
+class Unauthenticated(RequestError):
+    """The request carries no token that the server knows."""
+
+    http_status = 401
+    grpc_status = "UNAUTHENTICATED"
+    code = "unauthenticated"
+
+
+class Forbidden(RequestError):
+    """The call is administrative, and this client, or any, may not make it."""
+
+    http_status = 403
+    grpc_status = "PERMISSION_DENIED"
+    code = "forbidden"
+
+
+class FailedPrecondition(RequestError):
+    """The request is well formed, and the model is not in a state to answer it."""
+
+    grpc_status = "FAILED_PRECONDITION"
+    code = "failed-precondition"
+
+
+class Unimplemented(RequestError):
+    """The protocol knows the call, and this server does not make it."""
+
+    http_status = 501
+    grpc_status = "UNIMPLEMENTED"
+    code = "unimplemented"
 
 
 class ExecutionFailed(RequestError):

@@ -9,13 +9,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from .batching.batcher import Entry, Reply
 from .batching.executor import Executor
-from .errors import NotFound, Unavailable
+from .errors import NotFound, RequestError, Unavailable
 from .loader.reconciler import Model
 from .loader.servable import Servable
 from .tensors import Array, check_inputs, fill_defaults
+
+
+class Query(NamedTuple):
+    """One run that is asked for: a signature's resolved name, and its inputs by alias."""
+
+    signature: str
+    inputs: Mapping[str, Array]
 
 
 class Front:
@@ -36,36 +44,59 @@ class Front:
             )
         return model
 
-    def resolve(self, name: str, version: int | None = None) -> Servable:
-        """The servable that answers: the newest available version, or a given one.
+    def resolve(self, name: str, version: int | None = None, label: str | None = None) -> Servable:
+        """The servable that answers: a given version, that of a label, or the model's choice.
 
-        Raises NotFound (no such model or version) or Unavailable (nothing loaded yet).
+        Raises NotFound (no such model or version), RequestError (no such label) or
+        Unavailable (nothing loaded yet).
         """
         model = self.model(name)
-        available = model.available
         if version is not None:
-            if version in available:
-                return available[version]
-            known = ", ".join(str(v) for v in available) or "none"
+            if version in model.available:
+                return model.available[version]
+            known = ", ".join(str(v) for v in model.available) or "none"
             raise NotFound(
                 f"Servable not found for request: Specific({name}, {version})",
                 expected=f"an available version: {known}",
             )
-        if not available:
+        if label is not None:
+            return _labelled(model, name, label)
+        if model.default is None:
             raise Unavailable(f"model {name!r} has no version that can answer", found=model.why_unavailable())
-        return available[max(available)]
+        return model.default
 
-    def predict(self, servable: Servable, signature: str, inputs: Mapping[str, Array], reply: Reply) -> Entry:
-        """Check a request and queue it; `reply` is called once, later, on the event-loop thread.
+    def predict(
+        self, servable: Servable, query: Query, reply: Reply, start_ns: int = 0, timeout_ns: int = 0
+    ) -> Entry:
+        """Check a query and queue it; `reply` is called once, later, on the event-loop thread.
 
-        `signature` is a resolved name. Returns the queued entry, whose `cancelled` drops
-        it. Raises RequestError, or Overloaded when the queue is full.
+        The deadline is the client's timeout, or the server's if that is sooner, counted
+        from `start_ns` (monotonic; 0 is now). Returns the queued entry, whose
+        `cancelled` drops it. Raises RequestError, or Overloaded when the queue is full.
         """
-        spec = servable.signatures[signature]
-        inputs = fill_defaults(spec, inputs)
+        spec = servable.signatures[query.signature]
+        inputs = fill_defaults(spec, query.inputs)
         rows = check_inputs(spec, inputs)
         now = time.monotonic_ns()
+        timeout = min(timeout_ns or self.timeout_ns, self.timeout_ns)
         alone = spec.batch_axis is None or rows == 0
-        entry = Entry(servable, signature, inputs, rows, alone, reply, now, now + self.timeout_ns)
+        deadline = (start_ns or now) + timeout
+        entry = Entry(servable, query.signature, inputs, rows, alone, reply, now, deadline)
         self.executor.submit(entry)
         return entry
+
+
+def _labelled(model: Model, name: str, label: str) -> Servable:
+    if label not in model.config.labels:
+        known = ", ".join(sorted(model.config.labels)) or "none"
+        raise RequestError(
+            f"Unrecognized servable version label: {label}", expected=f"a label of {name!r}: {known}"
+        )
+    version = model.labels.get(label)
+    if version is None or version not in model.available:
+        wanted = model.config.labels[label]
+        raise Unavailable(
+            f"label {label!r} of model {name!r} names version {wanted}, which is not available",
+            found=model.why(wanted),
+        )
+    return model.available[version]

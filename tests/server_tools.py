@@ -92,7 +92,20 @@ class Answer:
 @contextmanager
 def serving(base: Path, log_path: Path, *flags: str, ready: bool = True) -> Iterator[Running]:
     """`mserve serve BASE --port 0 FLAGS` as a process; stopped by its process id at the end."""
-    command = [sys.executable, "-m", "mserve", "serve", str(base), "--port", "0", "--poll", "0.1", *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "mserve",
+        "serve",
+        str(base),
+        "--port",
+        "0",
+        "--grpc-port",
+        "0",
+        "--poll",
+        "0.1",
+        *flags,
+    ]
     with log_path.open("wb") as log:
         process = subprocess.Popen(command, stderr=log, stdout=log)
     try:

@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 
 from mserve.batching.batcher import Batcher, Entry, Limits
 from mserve.errors import Overloaded
+from mserve.loader.servable import Batching
 
 
 class Model:
     """Stands for a servable, which the batcher only tells apart."""
+
+    batching: Batching | None = None
 
 
 MODELS = (Model(), Model())

@@ -17,7 +17,7 @@ import mserve
 from mserve.batching.batcher import Limits
 from mserve.batching.executor import Executor
 from mserve.errors import DeadlineExceeded, ExecutionFailed, MserveError
-from mserve.front import Front
+from mserve.front import Front, Query
 from mserve.loader.servable import Servable
 
 DEFAULTS = Limits()
@@ -58,7 +58,9 @@ async def ask(front: Front, servable: Servable, requests: list[list[int]]) -> li
     loop = asyncio.get_running_loop()
     futures = [loop.create_future() for _ in requests]
     for indices, future in zip(requests, futures, strict=True):
-        front.predict(servable, "serving_default", {"i": np.array(indices, np.int64)}, future.set_result)
+        front.predict(
+            servable, Query("serving_default", {"i": np.array(indices, np.int64)}), future.set_result
+        )
     return await asyncio.gather(*futures)
 
 
@@ -112,7 +114,7 @@ def test_queue_times_are_not_negative_when_an_answer_causes_the_next_request(loo
             if len(seen) == 300:
                 finished.set_result(None)
             else:
-                front.predict(lookup, "serving_default", {"i": np.array([1], np.int64)}, again)
+                front.predict(lookup, Query("serving_default", {"i": np.array([1], np.int64)}), again)
 
         again(None)
         await finished
@@ -161,7 +163,7 @@ def test_a_delay_collects_requests_of_several_ticks(lookup: Servable) -> None:
 def test_who_has_left_costs_no_run(lookup: Servable) -> None:
     async def work(executor: Executor, front: Front) -> None:
         answered: list[object] = []
-        entry = front.predict(lookup, "serving_default", {"i": np.array([1])}, answered.append)
+        entry = front.predict(lookup, Query("serving_default", {"i": np.array([1])}), answered.append)
         entry.cancelled = True
         await ask(front, lookup, [[2]])
         assert answered == []
@@ -193,7 +195,7 @@ def test_a_model_that_does_not_return_a_row_for_each_row(tmp_path: Path) -> None
         futures: list[asyncio.Future[Any]] = [loop.create_future() for _ in range(2)]
         for value, future in zip((1.0, 1.0), futures, strict=True):
             front.predict(
-                servable, "serving_default", {"x": np.array([value], np.float32)}, future.set_result
+                servable, Query("serving_default", {"x": np.array([value], np.float32)}), future.set_result
             )
         for answer in await asyncio.gather(*futures):
             assert answer[0].tolist() == [1.0]
@@ -206,7 +208,7 @@ def test_closing_answers_what_waits(lookup: Servable) -> None:
 
     async def main() -> None:
         executor = Executor(Limits(delay_ns=10_000_000_000), workers=1)
-        Front({}, executor).predict(lookup, "serving_default", {"i": np.array([1])}, answers.append)
+        Front({}, executor).predict(lookup, Query("serving_default", {"i": np.array([1])}), answers.append)
         executor.close()
 
     asyncio.run(main())

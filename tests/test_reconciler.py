@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mserve.loader.reconciler import Action, Slot, plan
+from mserve.loader.plan import Action, ModelConfig, Policy, Slot, plan
 from mserve.loader.servable import State
 from mserve.loader.source import Candidate, scan
 
@@ -28,6 +28,10 @@ def slots(**states: str) -> dict[int, Slot]:
             version, Path(str(version)), State(state), fingerprint=(("f", version, 0, 0),), retry_at_ns=LATER
         )
     return found
+
+
+def config(latest: int) -> ModelConfig:
+    return ModelConfig("m", Path(), Policy(latest))
 
 
 def load(v: int) -> Action:
@@ -109,7 +113,7 @@ def test_plan(
     now: int,
     expected: list[Action],
 ) -> None:
-    assert plan(candidates, now_slots, latest, now) == expected, what
+    assert plan(candidates, now_slots, config(latest), {}, now) == expected, what
 
 
 @given(
@@ -125,7 +129,7 @@ def test_no_plan_takes_the_service_down(
 ) -> None:
     """After any plan: what was available still is unless another wanted one is; states allow each action."""
     current = slots(**{f"v{v}": s for v, s in states.items()})
-    actions = plan(disk(*versions), current, latest, now)
+    actions = plan(disk(*versions), current, config(latest), {}, now)
     assert len({a.version for a in actions}) == len(actions)
     available = {v for v, s in current.items() if s.state is State.AVAILABLE}
     unloaded = {a.version for a in actions if a.kind == "unload"}

@@ -204,9 +204,13 @@ def test_metrics_count_requests_and_batches(digits: Running) -> None:
         return after[name] - before.get(name, 0)
 
     labels = '{model="digits",version="1"}'
-    assert grew('mserve_requests_total{code="200",model="digits"}') == 5
-    assert grew('mserve_requests_total{code="400",model="digits"}') == 1
-    assert grew('mserve_request_seconds_count{model="digits"}') == 5
+    series = 'model="digits",protocol="tfs-rest",signature="serving_default",version="1"'
+    assert grew(f'mserve_requests_total{{code="200",{series}}}') == 5
+    nothing = series.replace("serving_default", "")
+    assert grew(f'mserve_requests_total{{code="400",{nothing}}}') == 1
+    assert grew(f"mserve_request_seconds_count{{{series}}}") == 5
+    for phase in ("parse", "queue", "compute", "encode"):
+        assert grew(f'mserve_phase_seconds_count{{model="digits",phase="{phase}",{series[15:]}}}') == 5
     assert grew(f"mserve_batch_rows_sum{labels}") == 15
     assert grew(f"mserve_batch_rows_count{labels}") == 5
     assert after[f"mserve_in_flight{labels}"] == 0
@@ -624,7 +628,7 @@ STARTS = [
     ("a version directory", ["{base}/00000001"], 2, ["not a base path", "mserve serve"]),
     ("a taken port", ["{base}", "--port", "{port}"], 4, ["port is taken", "127.0.0.1:{port}", "--port 0"]),
     ("a bad log level", ["{base}", "--log-level", "loud"], 2, ["--log-level"]),
-    ("a bad size", ["{base}", "--max-body", "big"], 2, ["bad size", "big"]),
+    ("a bad size", ["{base}", "--max-body", "big"], 2, ["--max-body", "big"]),
     ("an address that is not ours", ["{base}", "--host", "192.0.2.1"], 4, ["cannot listen", "192.0.2.1"]),
 ]
 

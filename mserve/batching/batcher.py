@@ -13,18 +13,16 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import MserveError, Overloaded
-from ..loader.servable import Servable
+from ..loader.servable import Batching, Servable
 from ..tensors import Array
 
 Reply = Callable[[Sequence[Array] | MserveError], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """Rows of a batch at most, how long its first request may wait, rows that may wait in all."""
+class Limits(Batching):
+    """How batches close where a servable does not say otherwise, and rows that may wait in all."""
 
-    max_batch_rows: int = 128
-    delay_ns: int = 0
     max_queue_rows: int = 8192
 
 
@@ -33,7 +31,7 @@ class Entry:
     """One checked request. `reply` is called once, with outputs in the signature's order or an error.
 
     `alone` marks a request that must not share a batch. Times are monotonic nanoseconds;
-    a deadline of 0 means none.
+    a deadline of 0 means none; `started_ns` and `ended_ns` are those of its last run.
     """
 
     servable: Servable
@@ -45,6 +43,8 @@ class Entry:
     arrived_ns: int
     deadline_ns: int = 0
     cancelled: bool = False
+    started_ns: int = 0
+    ended_ns: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -103,15 +103,15 @@ class Batcher:
             self._turns.rotate(-1)
             queue = self._queues[key]
             head = queue.entries[0]
-            rows = head.rows if head.alone else min(queue.rows, self.limits.max_batch_rows)
+            rows = head.rows if head.alone else min(queue.rows, self._batching(head).max_batch_rows)
             if self._closes(queue, now_ns) and free(head, rows):
                 return self._take(key, queue)
         return None
 
     def due_at_ns(self) -> int | None:
         """When the next batch that is not full will close, or None if nothing waits."""
-        heads = [q.entries[0].arrived_ns for q in self._queues.values() if q.entries]
-        return min(heads) + self.limits.delay_ns if heads else None
+        heads = [q.entries[0] for q in self._queues.values() if q.entries]
+        return min((h.arrived_ns + self._batching(h).delay_ns for h in heads), default=None)
 
     def waiting(self) -> Iterator[Entry]:
         """Every queued entry."""
@@ -132,16 +132,19 @@ class Batcher:
                 self._tidy(key, queue)
         return removed
 
+    def _batching(self, entry: Entry) -> Batching:
+        return entry.servable.batching or self.limits
+
     def _closes(self, queue: _Queue, now_ns: int) -> bool:
-        limits = self.limits
+        head = queue.entries[0]
+        limits = self._batching(head)
         if limits.delay_ns == 0 or queue.rows >= limits.max_batch_rows:
             return True
-        head = queue.entries[0]
         return head.alone or now_ns - head.arrived_ns >= limits.delay_ns
 
     def _take(self, key: Hashable, queue: _Queue) -> Batch:
         entries = [queue.entries.popleft()]
-        rows, limit = entries[0].rows, self.limits.max_batch_rows
+        rows, limit = entries[0].rows, self._batching(entries[0]).max_batch_rows
         while queue.entries and not entries[0].alone and rows + queue.entries[0].rows <= limit:
             entries.append(queue.entries.popleft())
             rows += entries[-1].rows

@@ -129,7 +129,9 @@ class Executor:
         stats.batches += 1
         stats.rows += batch.rows
         stats.batch_rows[bisect_left(BATCH_BUCKETS, batch.rows)] += 1
-        stats.queue_ns += sum(now - e.arrived_ns for e in batch.entries)
+        for entry in batch.entries:
+            entry.started_ns = now
+            stats.queue_ns += now - entry.arrived_ns
 
     def _work(self) -> None:
         """A worker thread: nothing but running models."""
@@ -151,6 +153,9 @@ class Executor:
 
     def _finish(self, batch: Batch, outputs: Outputs, error: Exception | None, run_ns: int) -> None:
         batch.entries[0].servable.stats.run_ns += run_ns
+        now = time.monotonic_ns()
+        for entry in batch.entries:
+            entry.ended_ns = now
         if error is None:
             _learn(batch, run_ns)
             for entry, result in zip(batch.entries, outputs, strict=True):

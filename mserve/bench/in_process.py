@@ -13,8 +13,9 @@ from ..batching.batcher import Entry, Limits
 from ..batching.executor import Executor
 from ..errors import MserveError, UsageError
 from ..format import open_bundle
-from ..front import Front
-from ..loader.reconciler import Model, ModelConfig
+from ..front import Front, Query
+from ..loader.plan import ModelConfig
+from ..loader.reconciler import Model
 from ..loader.servable import Servable, load
 from ..runtime.ort import cpu_budget, share_threads
 from ..tensors import Array, Signature, check_inputs, fill_defaults
@@ -95,7 +96,7 @@ class InProcess:
     async def start(self) -> None:
         """Start the executor, as a server would: as many workers as CPUs."""
         model = Model(ModelConfig(self.name, self.servable.bundle.path))
-        model.available = {self.servable.version: self.servable}
+        model.available, model.default = {self.servable.version: self.servable}, self.servable
         self.front = Front({self.name: model}, Executor(Limits(), workers=cpu_budget()))
 
     async def connect(self) -> Connection:
@@ -130,7 +131,7 @@ class Caller:
         target = self._target
         try:
             servable = target.front.resolve(target.name)
-            self._entry = target.front.predict(servable, target.signature, target.inputs, self._reply)
+            self._entry = target.front.predict(servable, Query(target.signature, target.inputs), self._reply)
         except MserveError as error:
             self._later(self._reply, error)
 

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from ..server.config import Config
 
 
+def _flag(text: str, default: str, **limits: Any) -> Any:
+    """A flag that goes before the configuration file when it is given."""
+    return typer.Option(help=text, show_default=default, **limits)
+
+
 def command(
     base_path: Annotated[
         Path | None, typer.Argument(metavar="[BASE_PATH]", help="A base path, or a directory of base paths.")
@@ -23,40 +28,24 @@ def command(
         Path | None, typer.Option(help="A configuration file; flags go before what it says.")
     ] = None,
     name: Annotated[str, typer.Option(help="The model's name in URLs; default: as exported.")] = "",
-    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
-    port: Annotated[
-        int | None, typer.Option(help="Port to listen on; 0 takes a free one.", show_default="8501")
-    ] = None,
-    grpc_port: Annotated[
-        str | None, typer.Option(help="Port for gRPC; 0 takes a free one, off none.", show_default="8500")
-    ] = None,
-    latest: Annotated[
-        int | None, typer.Option(help="How many of the newest versions to serve.", min=1, show_default="1")
-    ] = None,
-    max_batch: Annotated[
-        int | None, typer.Option(help="Rows of a batch, at most.", show_default="128")
-    ] = None,
-    batch_delay: Annotated[
-        float | None, typer.Option(help="Milliseconds a request may wait for others.", show_default="0")
-    ] = None,
-    max_queue: Annotated[
-        int | None, typer.Option(help="Rows that may wait; more are answered 429.", show_default="8192")
-    ] = None,
-    max_body: Annotated[str | None, typer.Option(help="Largest request body.", show_default="64MiB")] = None,
-    timeout: Annotated[
-        float | None, typer.Option(help="Seconds a request may take.", show_default="30")
-    ] = None,
-    poll: Annotated[float | None, typer.Option(help="Seconds between looks.", show_default="1")] = None,
+    host: Annotated[str | None, _flag("Address to listen on.", "127.0.0.1")] = None,
+    port: Annotated[int | None, _flag("Port to listen on; 0 takes a free one.", "8501")] = None,
+    grpc_port: Annotated[str | None, _flag("Port for gRPC; 0 takes a free one, off none.", "8500")] = None,
+    latest: Annotated[int | None, _flag("How many of the newest versions to serve.", "1", min=1)] = None,
+    max_batch: Annotated[int | None, _flag("Rows of a batch, at most.", "128")] = None,
+    batch_delay: Annotated[float | None, _flag("Milliseconds a request may wait for others.", "0")] = None,
+    max_queue: Annotated[int | None, _flag("Rows that may wait; more are answered 429.", "8192")] = None,
+    max_body: Annotated[str | None, _flag("Largest request body.", "64MiB")] = None,
+    timeout: Annotated[float | None, _flag("Seconds a request may take.", "30")] = None,
+    poll: Annotated[float | None, _flag("Seconds between looks.", "1")] = None,
     prefetch: Annotated[
         bool, typer.Option("--prefetch", help="Read large weights into memory before a version answers.")
     ] = False,
     admin: Annotated[
         bool, typer.Option("--admin", help="Let clients load and unload models, and reload this.")
     ] = False,
-    log_level: Annotated[
-        str | None, typer.Option(help="debug, info, warning or error.", show_default="info")
-    ] = None,
-    log_format: Annotated[str | None, typer.Option(help="text or json.", show_default="text")] = None,
+    log_level: Annotated[str | None, _flag("debug, info, warning or error.", "info")] = None,
+    log_format: Annotated[str | None, _flag("text or json.", "text")] = None,
     print_config: Annotated[
         bool,
         typer.Option("--print-config", help="Check and print the configuration, and exit."),
@@ -89,7 +78,9 @@ def command(
     if print_config:
         _print(watch.config, as_json)
         return
-    raise typer.Exit(_serve(watch.config))
+    from ..server.run import run
+
+    raise typer.Exit(run(watch))
 
 
 def _print(config: Config, as_json: bool) -> None:
@@ -120,31 +111,3 @@ def _shown(value: Any) -> str:
     return (
         "-" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     )
-
-
-def _serve(config: Config) -> int:
-    import logging
-
-    from ..batching.batcher import Limits
-    from ..loader.reconciler import ModelConfig
-    from ..server.app import Options, run
-
-    logging.basicConfig(
-        level=config.log.level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
-    )
-    batching, server = config.batching, config.server
-    options = Options(
-        server.host,
-        server.port,
-        Limits(batching.max_batch, int(batching.delay_ms * 1e6), batching.max_queue),
-        config.limits.body,
-        config.limits.timeout,
-        server.poll,
-        server.prefetch,
-    )
-    models = [
-        ModelConfig(name, m.base_path, m.versions)
-        for name, m in config.models.items()
-        if isinstance(m.versions, int)
-    ]
-    return run(options, models)

@@ -1,29 +1,29 @@
-"""Reconciler: bring the loaded versions of every model to what its base path holds.
+"""Reconciler: bring the loaded versions of every model to what its base path and configuration say.
 
-`plan` decides and is pure; one loop executes. The loop runs on the event-loop thread and
-owns every state here, so nothing is locked; listing directories and loading models
-happens on threads of its own.
-
-The policy is "the newest N versions that work": a version that is still arriving, or
-that fails to load, is looked at again, and meanwhile the next older one takes its place.
-A version that is no longer wanted goes only when a wanted one is available, and an empty
-or vanished base path changes nothing, so a mistake on the disk never takes the service
-down.
+`plan` decides; here its steps are taken. Each model is looked after by a task of its own
+on the event-loop thread, which owns every state here, so nothing is locked, and a base
+path that hangs holds up no other model. Listing directories, loading and freeing happen
+on threads.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import BundleError, MserveError
-from .servable import NEXT, Servable, State, load
-from .source import Candidate, Fingerprint, Scan, scan
+from ..format import open_bundle
+from .plan import DEFAULT_LABEL, Action, ModelConfig, Policy, Slot, follow, plan
+from .servable import Servable, State, load
+from .source import Candidate, Scan, scan
 
 log = logging.getLogger("mserve")
 
@@ -31,184 +31,193 @@ RETRY_FIRST_NS = 1_000_000_000
 RETRY_MAX_NS = 60_000_000_000
 POLL_S = 1.0
 ENDED_KEPT = 8
+LOAD_THREADS = 2
+SCAN_THREADS = 32
+NICE = 10
+UNSEEN = "not looked at yet"
 
 
-@dataclass(frozen=True, slots=True)
-class ModelConfig:
-    """One model: its name, where its versions lie, and how many of the newest to serve."""
-
-    name: str
-    base: Path
-    latest: int = 1
-
-
-@dataclass(slots=True)
-class Slot:
-    """One version of one model as the reconciler sees it. Times are monotonic nanoseconds."""
-
-    version: int
-    path: Path
-    state: State = State.WAITING
-    servable: Servable | None = None
-    error: MserveError | None = None
-    warning: str = ""
-    fingerprint: Fingerprint | None = None
-    attempts: int = 0
-    retry_at_ns: int = 0
-    load_ns: int = 0
-
-    def become(self, state: State) -> None:
-        """Move to another state; the table in `servable.NEXT` says which are allowed."""
-        if state not in NEXT[self.state]:
-            raise RuntimeError(f"version {self.version}: {self.state.value} -> {state.value}")
-        self.state = state
-
-
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Model:
-    """A model with its slots; `available` holds what requests may be sent to, oldest first."""
+    """A model with its slots.
+
+    `available` holds what requests may be sent to, oldest first; `labels` which version
+    each label names now; `default` what answers requests without either. `retired` are
+    the versions of an earlier base path, which serve until a new one does. `wanted` is
+    false once a client unloaded the model, or it is `leaving` the configuration.
+    """
 
     config: ModelConfig
     slots: dict[int, Slot] = field(default_factory=dict)
+    retired: list[Slot] = field(default_factory=list)
     ended: list[int] = field(default_factory=list)
-    problem: str = "not looked at yet"
+    problem: str = UNSEEN
     available: dict[int, Servable] = field(default_factory=dict)
+    labels: dict[str, int] = field(default_factory=dict)
+    default: Servable | None = None
+    wanted: bool = True
+    leaving: bool = False
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     def publish(self) -> None:
-        """Make `available` say what the slots say; called after every change."""
-        self.available = {
-            v: s.servable
-            for v, s in sorted(self.slots.items())
-            if s.state is State.AVAILABLE and s.servable is not None
-        }
+        """Make `available`, `labels` and `default` say what the slots say; called after every change."""
+        fresh = _loaded(self.slots.values())
+        self.available = fresh or _loaded(self.retired)
+        for servable in self.available.values():
+            servable.batching = self.config.batching
+        self.labels = follow(self.labels, self.config, self.available)
+        if DEFAULT_LABEL in self.config.labels:
+            self.default = self.available.get(self.labels.get(DEFAULT_LABEL, -1))
+        else:
+            self.default = self.available[max(self.available)] if self.available else None
+
+    def why(self, version: int) -> str:
+        """The state of a version, for people."""
+        slot = self.slots.get(version)
+        if slot is None:
+            return f"version {version} is not in {self.config.base}"
+        return f"version {version} is {slot.state.value}" + (f": {slot.error}" if slot.error else "")
 
     def why_unavailable(self) -> str:
         """Why no version answers, for people."""
-        reasons = [
-            f"version {v} is {s.state.value}" + (f": {s.error}" if s.error else "")
-            for v, s in sorted(self.slots.items())
-        ]
-        return "; ".join(reasons) or self.problem
+        if not self.wanted:
+            return "it was unloaded"
+        label = self.config.labels.get(DEFAULT_LABEL)
+        if label is not None and self.available:
+            return f"the label {DEFAULT_LABEL!r} names version {label}; {self.why(label)}"
+        return "; ".join(self.why(v) for v in sorted(self.slots)) or self.problem
+
+    def settled(self) -> bool:
+        """Whether the base path was looked at and nothing is loading."""
+        return self.problem != UNSEEN and not any(s.state is State.LOADING for s in self.slots.values())
 
 
-@dataclass(frozen=True, slots=True)
-class Action:
-    """One step: "load", "unload" (stop taking requests and drain) or "forget" a version."""
-
-    kind: str
-    version: int
-
-
-_TAKES_PLACE = frozenset({State.LOADING, State.AVAILABLE})
-
-
-def plan(
-    candidates: Mapping[int, Candidate], slots: Mapping[int, Slot], latest: int, now_ns: int
-) -> list[Action]:
-    """What to do next for one model; pure.
-
-    Versions are tried from the newest down until `latest` of them are loading or
-    available. A version that failed is tried again when its time has come or its files
-    have changed.
-    """
-    wanted: set[int] = set()
-    loads: list[Action] = []
-    placed = 0
-    for version in sorted(candidates, reverse=True):
-        if placed >= latest:
-            break
-        wanted.add(version)
-        slot = slots.get(version)
-        if slot is None or (
-            slot.state in (State.WAITING, State.FAILED) and _due(slot, candidates[version], now_ns)
-        ):
-            loads.append(Action("load", version))
-        if slot is None or slot.state in _TAKES_PLACE:
-            placed += 1
-    if not candidates:
-        wanted |= {v for v, s in slots.items() if s.state is State.AVAILABLE}
-    serving = any(slots[v].state is State.AVAILABLE for v in wanted if v in slots)
-    actions = loads
-    for version, slot in slots.items():
-        if version in wanted:
-            continue
-        if slot.state is State.AVAILABLE and serving:
-            actions.append(Action("unload", version))
-        elif slot.state in (State.WAITING, State.FAILED):
-            actions.append(Action("forget", version))
-    return actions
-
-
-def _due(slot: Slot, candidate: Candidate, now_ns: int) -> bool:
-    return now_ns >= slot.retry_at_ns or candidate.fingerprint != slot.fingerprint
+def _loaded(slots: Iterable[Slot]) -> dict[int, Servable]:
+    found = sorted(slots, key=lambda s: s.version)
+    return {s.version: s.servable for s in found if s.state is State.AVAILABLE and s.servable is not None}
 
 
 class Reconciler:
-    """Runs `plan` for a set of models until stopped.
-
-    `on_change` is called after each change of what is available.
-    """
+    """Runs `plan` for a set of models until stopped."""
 
     def __init__(
         self,
         models: Iterable[ModelConfig],
         *,
         opener: Callable[[Path], Servable] = load,
-        on_change: Callable[[], None] = lambda: None,
         poll_s: float = POLL_S,
     ) -> None:
         self.models = {config.name: Model(config) for config in models}
+        self.poll_s = poll_s
         self._open = opener
-        self._on_change = on_change
-        self._poll_s = poll_s
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="mserve-load")
+        # Loading must not take the CPU from requests; a listing may hang with its mount.
+        self._loaders = ThreadPoolExecutor(LOAD_THREADS, "mserve-load", initializer=_be_nice)
+        self._scanners = ThreadPoolExecutor(SCAN_THREADS, "mserve-scan")
         self._tasks: set[asyncio.Task[None]] = set()
-        self._wake = asyncio.Event()
+        self._watches: dict[str, asyncio.Task[None]] = {}
 
-    async def run(self) -> None:
-        """Look, plan and act until cancelled."""
-        while True:
-            await self.step()
-            self._wake.clear()
-            try:
-                await asyncio.wait_for(self._wake.wait(), self._poll_s)
-            except TimeoutError:
-                continue
-
-    async def step(self) -> None:
-        """One look at every base path, and the actions that follow; loads go on in the background."""
-        loop = asyncio.get_running_loop()
-        for model in self.models.values():
-            found = await loop.run_in_executor(self._threads, scan, model.config.base)
-            self._note(model, found)
-            for action in plan(found.candidates, model.slots, model.config.latest, time.monotonic_ns()):
-                self._execute(model, action, found.candidates)
+    def start(self) -> None:
+        """Begin to look after every model."""
+        for name, model in self.models.items():
+            if name not in self._watches:
+                self._watches[name] = asyncio.get_running_loop().create_task(self._watch(model))
 
     async def close(self) -> None:
-        """Wait for loads under way and free every servable."""
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        """Stop looking, wait for loads under way and free every servable."""
+        for watch in self._watches.values():
+            watch.cancel()
+        await asyncio.gather(*self._watches.values(), *self._tasks, return_exceptions=True)
+        self._loaders.shutdown(wait=True, cancel_futures=True)
+        self._scanners.shutdown(wait=False, cancel_futures=True)
         for model in self.models.values():
-            for slot in model.slots.values():
+            for slot in [*model.slots.values(), *model.retired]:
                 if slot.servable:
                     slot.servable.close()
 
     def settled(self) -> bool:
         """Whether every model was looked at and nothing is loading."""
-        return all(
-            m.problem != "not looked at yet" and not any(s.state is State.LOADING for s in m.slots.values())
-            for m in self.models.values()
-        )
+        return all(m.settled() for m in self.models.values())
+
+    def configure(self, configs: Iterable[ModelConfig]) -> None:
+        """Take another set of models: new ones are loaded, absent ones drained, the others adapted."""
+        wanted = {config.name: config for config in configs}
+        for name, model in self.models.items():
+            if name not in wanted:
+                model.wanted, model.leaving = False, True
+                model.wake.set()
+        for name, config in wanted.items():
+            if name in self.models:
+                self._adapt(self.models[name], config)
+            else:
+                self.models[name] = Model(config)
+        if self._watches:
+            self.start()
+
+    def set_wanted(self, name: str, wanted: bool) -> None:
+        """Load a configured model again, or drain it and keep it unloaded. Raises KeyError."""
+        self.models[name].wanted = wanted
+        self.models[name].wake.set()
+
+    def look(self, name: str) -> None:
+        """Look at a model's base path now, and retry what failed. Raises KeyError."""
+        model = self.models[name]
+        for slot in model.slots.values():
+            slot.retry_at_ns = 0
+        model.wake.set()
+
+    def _adapt(self, model: Model, config: ModelConfig) -> None:
+        """Give a model another configuration; versions of another base path serve until a new one does."""
+        old, model.config = model.config, config
+        model.wanted, model.leaving = True, False
+        if old.base != config.base:
+            model.retired += [s for s in model.slots.values() if s.state is State.AVAILABLE]
+            model.slots, model.problem = {}, UNSEEN
+        if DEFAULT_LABEL in config.labels and DEFAULT_LABEL not in old.labels and model.default:
+            # What answers now goes on until the label's version can.
+            model.labels = {**model.labels, DEFAULT_LABEL: model.default.version}
+        model.publish()
+        model.wake.set()
+
+    async def _watch(self, model: Model) -> None:
+        """Look, plan and act until the model has left the configuration and its last version is gone."""
+        while True:
+            try:
+                await self._step(model)
+            except Exception:
+                log.exception("%s: our bug while looking after it", model.config.name)
+            if model.leaving and not model.slots and not model.retired:
+                del self.models[model.config.name], self._watches[model.config.name]
+                return
+            model.wake.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(model.wake.wait(), self.poll_s)
+
+    async def _step(self, model: Model) -> None:
+        """One look at a base path, and the actions that follow; loads go on in the background."""
+        base = model.config.base
+        found = await asyncio.get_running_loop().run_in_executor(self._scanners, scan, base)
+        if base != model.config.base:
+            return
+        self._note(model, found)
+        if model.retired and (not model.wanted or _loaded(model.slots.values())):
+            for slot in model.retired:
+                self._unload(model, slot)
+            model.retired = []
+        for action in self._plan(model, found.candidates):
+            self._execute(model, action, found.candidates)
+
+    def _plan(self, model: Model, candidates: Mapping[int, Candidate]) -> list[Action]:
+        if model.wanted:
+            return plan(candidates, model.slots, model.config, model.labels, time.monotonic_ns())
+        kinds = {State.AVAILABLE: "unload", State.WAITING: "forget", State.FAILED: "forget"}
+        return [Action(kinds[s.state], v) for v, s in model.slots.items() if s.state in kinds]
 
     def _note(self, model: Model, found: Scan) -> None:
-        if found.problem != model.problem and found.problem:
-            log.warning(
-                "%s: %s%s",
-                model.config.name,
-                found.problem,
-                "; keeping what is loaded" if model.slots else "",
-            )
-        model.problem = found.problem
+        name = model.config.name
+        problem = found.problem or _missing(model.config.policy, found)
+        if problem and problem != model.problem:
+            log.warning("%s: %s%s", name, problem, "; keeping what is loaded" if model.available else "")
+        model.problem = problem
         for version, slot in model.slots.items():
             candidate = found.candidates.get(version)
             if slot.state is not State.AVAILABLE or candidate is None:
@@ -216,41 +225,45 @@ class Reconciler:
             changed = candidate.fingerprint != slot.fingerprint
             if changed and not slot.warning:
                 slot.warning = "the files changed under this version's number; still serving what was loaded"
-                log.warning("%s version %d: %s", model.config.name, version, slot.warning)
+                log.warning("%s version %d: %s", name, version, slot.warning)
             elif not changed:
                 slot.warning = ""
 
     def _execute(self, model: Model, action: Action, candidates: Mapping[int, Candidate]) -> None:
-        if action.kind == "load":
+        if action.kind in ("load", "check"):
             candidate = candidates[action.version]
             slot = model.slots.setdefault(action.version, Slot(action.version, candidate.path))
+            if slot.fingerprint != candidate.fingerprint:
+                slot.checked = False
             slot.path, slot.fingerprint = candidate.path, candidate.fingerprint
+            slot.attempts += 1
             slot.become(State.LOADING)
-            self._start(self._load(model, slot))
+            self._start(self._load(model, slot) if action.kind == "load" else self._check(model, slot))
         elif action.kind == "unload":
-            slot = model.slots[action.version]
-            slot.become(State.DRAINING)
-            log.info("%s version %d: draining", model.config.name, action.version)
-            self._changed(model)
-            self._start(self._drain(model, slot))
+            self._unload(model, model.slots[action.version])
         else:
             self._end(model, model.slots[action.version])
-
-    def _changed(self, model: Model) -> None:
-        model.publish()
-        self._on_change()
 
     def _start(self, work: asyncio._CoroutineLike[None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _load(self, model: Model, slot: Slot) -> None:
-        name = model.config.name
-        start = time.monotonic_ns()
-        slot.attempts += 1
+    async def _check(self, model: Model, slot: Slot) -> None:
+        """Whether a version's files are whole, before the old version is let go for it."""
         try:
-            servable = await asyncio.get_running_loop().run_in_executor(self._threads, self._open, slot.path)
+            await asyncio.get_running_loop().run_in_executor(self._loaders, open_bundle, slot.path)
+        except MserveError as error:
+            self._failed(model.config.name, slot, error)
+        else:
+            slot.checked = True
+            slot.become(State.WAITING)
+        model.wake.set()
+
+    async def _load(self, model: Model, slot: Slot) -> None:
+        name, start = model.config.name, time.monotonic_ns()
+        try:
+            servable = await asyncio.get_running_loop().run_in_executor(self._loaders, self._open, slot.path)
         except MserveError as error:
             self._failed(name, slot, error)
         except Exception as error:
@@ -262,34 +275,61 @@ class Reconciler:
             slot.load_ns = time.monotonic_ns() - start
             slot.become(State.AVAILABLE)
             log.info("%s version %d: available, loaded in %.0f ms", name, slot.version, slot.load_ns / 1e6)
-            self._changed(model)
-        self._wake.set()
+            if model.slots.get(slot.version) is not slot:  # the base path changed meanwhile
+                self._unload(model, slot)
+            model.publish()
+        model.wake.set()
 
     def _failed(self, name: str, slot: Slot, error: MserveError) -> None:
-        """Still arriving: look again soon. Anything else: wait longer each time."""
+        """Still arriving: look again soon. Bad for good: when it changes. Else: wait longer each time."""
         arriving = isinstance(error, BundleError) and error.may_complete
         if str(error) != str(slot.error or ""):
             log.warning(
                 "%s version %d: %s: %s", name, slot.version, "waiting" if arriving else "failed", error
             )
-        slot.error = error
+        slot.error, slot.checked = error, False
         slot.become(State.WAITING if arriving else State.FAILED)
-        backoff = RETRY_FIRST_NS << min(slot.attempts - 1, 6)
-        slot.retry_at_ns = time.monotonic_ns() + (
-            min(slot.attempts, 4) * RETRY_FIRST_NS // 2 if arriving else min(backoff, RETRY_MAX_NS)
-        )
+        now = time.monotonic_ns()
+        if arriving:
+            slot.retry_at_ns = now + min(slot.attempts, 4) * RETRY_FIRST_NS // 2
+        elif isinstance(error, BundleError):
+            slot.retry_at_ns = math.inf
+        else:
+            slot.retry_at_ns = now + min(RETRY_FIRST_NS << min(slot.attempts - 1, 6), RETRY_MAX_NS)
+
+    def _unload(self, model: Model, slot: Slot) -> None:
+        """Stop sending requests to a version, and free it once the last one is answered."""
+        slot.become(State.DRAINING)
+        log.info("%s version %d: draining", model.config.name, slot.version)
+        model.publish()
+        self._start(self._drain(model, slot))
 
     async def _drain(self, model: Model, slot: Slot) -> None:
         servable = slot.servable
         while servable is not None and servable.in_flight > 0:
             await asyncio.sleep(0.01)
         if servable is not None:
-            await asyncio.get_running_loop().run_in_executor(self._threads, servable.close)
+            await asyncio.get_running_loop().run_in_executor(self._loaders, servable.close)
         self._end(model, slot)
         log.info("%s version %d: unloaded", model.config.name, slot.version)
+        model.wake.set()
 
     def _end(self, model: Model, slot: Slot) -> None:
         slot.become(State.ENDED)
         slot.servable = None
-        del model.slots[slot.version]
+        if model.slots.get(slot.version) is slot:
+            del model.slots[slot.version]
         model.ended = [*(v for v in model.ended if v != slot.version), slot.version][-ENDED_KEPT:]
+
+
+def _missing(policy: Policy, found: Scan) -> str:
+    """What a policy asks for and the base path does not hold."""
+    absent = [str(v) for v in policy.versions if v not in found.candidates]
+    return f"version {', '.join(absent)} is not there" if absent else ""
+
+
+def _be_nice() -> None:
+    """Give this thread less of the CPU than those that answer requests (Linux: threads have their own)."""
+    if hasattr(os, "gettid"):
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, os.gettid(), NICE)

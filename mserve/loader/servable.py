@@ -52,6 +52,14 @@ NEXT: dict[State, frozenset[State]] = {
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
+@dataclass(frozen=True, slots=True)
+class Batching:
+    """Rows of a batch at most, and how long its first request may wait for others, in nanoseconds."""
+
+    max_batch_rows: int = 128
+    delay_ns: int = 0
+
+
 @dataclass(slots=True)
 class Stats:
     """Plain counters of one servable, written by the thread that owns it, read by anyone.
@@ -72,7 +80,8 @@ class Stats:
 class Servable:
     """A loaded version: signatures, and `run`.
 
-    `in_flight` counts requests that were accepted and not yet answered.
+    `in_flight` counts requests that were accepted and not yet answered; `batching`
+    overrides the server's.
     """
 
     def __init__(self, bundle: Bundle, sessions: Mapping[str, Session], golden: Mapping[str, Golden]) -> None:
@@ -81,6 +90,7 @@ class Servable:
         self.signatures: Mapping[str, Signature] = bundle.metagraph.signatures
         self.golden = golden
         self.in_flight = 0
+        self.batching: Batching | None = None
         self.stats = Stats()
         self.private_memory = all(s.private for s in sessions.values())
         self._lock: Lock | None = None

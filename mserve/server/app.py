@@ -1,90 +1,139 @@
-"""The server: one event loop that owns connections, queues and versions.
-
-Start: bind, load in the background, say where it listens; the last line of the start-up
-message is a request that can be pasted. Stop (SIGTERM or Ctrl-C): not ready, no new
-connections, finish what was accepted, exit 0; a second signal stops at once.
-"""
+"""The server: what lives on the event loop, and the way of a request to the codec that answers it."""
 
 from __future__ import annotations
 
-import asyncio
-import errno
 import logging
-import os
-import shlex
-import signal
-import sys
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
-from urllib.parse import quote
-
-import uvloop
 
 from .. import __version__
-from ..batching.batcher import Entry, Limits
+from ..batching.batcher import Limits
 from ..batching.executor import Executor
-from ..errors import EnvironmentProblem, MethodNotAllowed, NotFound
+from ..errors import MethodNotAllowed, NotFound
 from ..front import Front
-from ..loader.reconciler import ModelConfig, Reconciler
-from ..loader.servable import load
-from ..numerics import show_bytes
-from ..runtime.ort import cpu_budget, share_threads
-from ..wire import tfs_json
+from ..loader.plan import ModelConfig, Policy
+from ..loader.reconciler import Reconciler
+from ..loader.servable import Batching, load
+from ..runtime.ort import cpu_budget
 from ..wire.http1 import TEXT, Request, Response, json_response
-from .http import BODY_BYTES_MAX, BUFFERED_BYTES_MAX, Connection, Peers, Reply
+from .access import Access
+from .calls import Calls
+from .config import Config
+from .grpc_server import GrpcServer, Methods
+from .http import Cancel, Connection, Peers, Reply
 from .metrics import CONTENT_TYPE, Metrics
+from .settings import BatchingTable, ModelBatching, ModelTable
 from .tfs_rest import TfsRest, parse_path
 
 log = logging.getLogger("mserve")
 
-GRACE_S = 30.0
-SETTLE_S = 60.0
-INLINE_BODY_CHARS = 300
+# Pages for probes, which carry no token.
+OPEN_PAGES = frozenset({b"/livez", b"/readyz", b"/v2/health/live", b"/v2/health/ready"})
+OPEN_METHODS = ("grpc.health.v1.Health/", "inference.GRPCInferenceService/Server")
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How to serve."""
+def model_configs(config: Config) -> list[ModelConfig]:
+    """The models of a configuration as the reconciler takes them."""
+    return [_model_config(name, table, config.batching) for name, table in config.models.items()]
 
-    host: str = "127.0.0.1"
-    port: int = 8501
-    limits: Limits = Limits()  # noqa: RUF009 - frozen
-    body_max: int = BODY_BYTES_MAX
-    timeout_s: float = 30.0
-    poll_s: float = 1.0
-    prefetch: bool = False
+
+def _model_config(name: str, table: ModelTable, batching: BatchingTable) -> ModelConfig:
+    match table.versions:
+        case "all":
+            policy = Policy(0)
+        case tuple(listed):
+            policy = Policy(versions=listed)
+        case latest:
+            policy = Policy(latest)
+    own = table.batching
+    override = None
+    if own != ModelBatching():
+        rows = batching.max_batch if own.max_batch is None else own.max_batch
+        delay_ms = batching.delay_ms if own.delay_ms is None else own.delay_ms
+        override = Batching(rows, _ms(delay_ms))
+    first = table.transition == "unload-first"
+    return ModelConfig(name, table.base_path, policy, table.labels, first, override)
+
+
+def _limits(table: BatchingTable) -> Limits:
+    return Limits(table.max_batch, _ms(table.delay_ms), table.max_queue)
+
+
+def _ms(milliseconds: float) -> int:
+    return int(milliseconds * 1e6)
+
+
+def _access(config: Config) -> Access:
+    return Access(config.auth.tokens, config.auth.admin_tokens, config.server.admin)
 
 
 class Server:
     """Everything that lives on the event loop."""
 
-    def __init__(self, options: Options, models: Sequence[ModelConfig]) -> None:
-        self.options = options
-        budget = cpu_budget()
-        opener = partial(load, prefetch=options.prefetch)
-        self.reconciler = Reconciler(models, opener=opener, poll_s=options.poll_s)
-        self.executor = Executor(options.limits, workers=budget)
-        self.front = Front(self.reconciler.models, self.executor, options.timeout_s)
+    def __init__(self, config: Config) -> None:
+        """`config_problem` says why the newest configuration is not used, or is ""."""
+        self.config = config
+        self.config_problem = ""
+        opener = partial(load, prefetch=config.server.prefetch)
+        self.reconciler = Reconciler(model_configs(config), opener=opener, poll_s=config.server.poll)
+        self.executor = Executor(_limits(config.batching), workers=cpu_budget())
+        self.front = Front(self.reconciler.models, self.executor, config.limits.timeout)
         self.metrics = Metrics(self.reconciler.models)
-        self.peers = Peers(options.body_max, max(BUFFERED_BYTES_MAX, 2 * options.body_max))
+        self.peers = Peers(config.limits.body)
+        self.calls = Calls(self.front, self.metrics)
+        self.access = _access(config)
         self.draining = False
-        self._tfs = TfsRest(self.front, self.metrics)
+        self._tfs = TfsRest(self.calls, self.peers)
+        self._apply(config)
 
-    def handle(self, request: Request, reply: Reply) -> Entry | None:
+    def reconfigure(self, config: Config) -> None:
+        """Take another configuration, but for the keys that need a restart; requests go on.
+
+        Raises InputError, and nothing has changed, when a token file cannot be read.
+        """
+        self.access = _access(config)
+        self.config = config
+        self._apply(config)
+        self.reconciler.poll_s = config.server.poll
+        self.reconciler.configure(model_configs(config))
+
+    def _apply(self, config: Config) -> None:
+        """Take the limits of a configuration."""
+        limits = config.limits
+        self.executor.batcher.limits = _limits(config.batching)
+        self.front.timeout_ns = int(limits.timeout * 1e9)
+        self.peers.buffered_max = limits.buffered
+        self.peers.connections_max = limits.connections
+        self.peers.idle_timeout_s, self.peers.send_timeout_s = limits.idle, limits.send
+
+    def handle(self, request: Request, reply: Reply) -> Cancel | None:
         """Route one request. Raises MserveError."""
+        path = request.target.split(b"?", 1)[0]
+        if path not in OPEN_PAGES:
+            request.admin = self.access.admit(request.headers.get(b"authorization", b""))
         route = parse_path(request.target)
         if route is not None:
             return self._tfs.handle(route, request, reply)
-        path = request.target.split(b"?", 1)[0].decode("latin-1")
-        page = self._page(path)
+        page = self._page(path.decode("latin-1"))
         if page is None:
-            raise NotFound("no such page", where=path, hint="GET /v1/models lists the models")
+            raise NotFound(
+                "no such page", where=path.decode("latin-1"), hint="GET /v1/models lists the models"
+            )
         if request.method != "GET":
             raise MethodNotAllowed("the page answers another method", expected="GET", found=request.method)
         reply(page)
         return None
+
+    def grpc(self) -> GrpcServer:
+        """The gRPC side of the server."""
+        return GrpcServer(Methods({}, {}), self.admit_rpc, self.peers.body_max)
+
+    def admit_rpc(self, method: str, metadata: Mapping[str, str | bytes]) -> bool:
+        """Whether a call may be administrative. Raises Unauthenticated where it may not be made at all."""
+        if method.startswith(OPEN_METHODS):
+            return False
+        value = metadata.get("authorization", "")
+        return self.access.admit(value if isinstance(value, bytes) else value.encode())
 
     def _page(self, path: str) -> Response | None:
         if path in ("/metrics", "/monitoring/prometheus/metrics"):
@@ -109,119 +158,3 @@ class Server:
     def connection(self) -> Connection:
         """A protocol for a new client."""
         return Connection(self.handle, self.peers)
-
-
-def run(options: Options, models: Sequence[ModelConfig]) -> int:
-    """Serve until a signal says stop. Returns the exit code.
-
-    Raises EnvironmentProblem (port taken).
-    """
-    share_threads(cpu_budget())
-    return uvloop.run(_serve(options, models))
-
-
-async def _serve(options: Options, models: Sequence[ModelConfig]) -> int:
-    loop = asyncio.get_running_loop()
-    server = Server(options, models)
-    stop = asyncio.Event()
-
-    def on_signal() -> None:
-        if stop.is_set():
-            log.warning("second signal: stopping at once")
-            os._exit(130)
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-    listener = await _listen(loop, server)
-    port = listener.sockets[0].getsockname()[1]
-    background = [
-        loop.create_task(server.reconciler.run()),
-        loop.create_task(_sweep(server)),
-        loop.create_task(_announce(server, options.host, port)),
-    ]
-    await stop.wait()
-    await _drain(server, listener)
-    for task in background:
-        task.cancel()
-    await asyncio.gather(*background, return_exceptions=True)
-    server.executor.close()
-    await server.reconciler.close()
-    return 0
-
-
-async def _listen(loop: asyncio.AbstractEventLoop, server: Server) -> asyncio.Server:
-    options = server.options
-    try:
-        return await loop.create_server(server.connection, options.host, options.port, backlog=4096)
-    except OSError as error:
-        taken = error.errno == errno.EADDRINUSE
-        raise EnvironmentProblem(
-            "the port is taken" if taken else "cannot listen",
-            where=f"{options.host}:{options.port}",
-            found="another process listens there" if taken else (error.strerror or error),
-            hint="choose another --port; --port 0 takes any free one" if taken else "check --host and --port",
-        ) from error
-
-
-async def _sweep(server: Server) -> None:
-    while True:
-        await asyncio.sleep(1.0)
-        now = time.monotonic()
-        for connection in list(server.peers.open):
-            connection.sweep(now)
-
-
-async def _drain(server: Server, listener: asyncio.Server) -> None:
-    """Stop taking connections, finish what was accepted, within the grace time."""
-    log.info("stopping: finishing %d connections", len(server.peers.open))
-    server.draining = True
-    listener.close()
-    for connection in list(server.peers.open):
-        connection.drain()
-    deadline = time.monotonic() + GRACE_S
-    while time.monotonic() < deadline and (server.peers.open or not server.executor.idle()):
-        await asyncio.sleep(0.02)
-        for connection in list(server.peers.open):
-            connection.drain()
-    if server.peers.open:
-        log.warning("stopping: %d connections were cut after %g s", len(server.peers.open), GRACE_S)
-
-
-async def _announce(server: Server, host: str, port: int) -> None:
-    """Say where the server listens, what it serves, and how to ask it."""
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    _say(f"mserve {__version__} listening on {url} (Ctrl-C stops)")
-    start = time.monotonic()
-    while not server.reconciler.settled() and time.monotonic() - start < SETTLE_S:
-        await asyncio.sleep(0.01)
-    for name, model in server.reconciler.models.items():
-        for version, servable in model.available.items():
-            names = ", ".join(servable.signatures)
-            size = show_bytes(servable.bundle.byte_size)
-            _say(f"  {name} version {version}: available ({size}; signatures: {names})")
-        if not model.available:
-            _say(f"  {name}: nothing to serve yet: {model.why_unavailable()}")
-    while True:
-        for name, model in server.reconciler.models.items():
-            if model.available:
-                _say("Ask it:")
-                _say("  " + curl_line(server.front, name, url))
-                return
-        await asyncio.sleep(0.2)
-
-
-def curl_line(front: Front, name: str, url: str) -> str:
-    """A shell line that makes a prediction when pasted."""
-    servable = front.resolve(name)
-    _, spec = servable.signature()
-    body = tfs_json.encode_inputs(servable.example(), rows=spec.batch_axis is not None).decode()
-    model = f"{url}/v1/models/{quote(name, safe='')}"
-    call = shlex.quote(f"{model}:predict")
-    if len(body) <= INLINE_BODY_CHARS:
-        return f"curl -s -d {shlex.quote(body)} {call}"
-    return f"curl -s {shlex.quote(f'{model}/example')} | curl -s -d @- {call}"
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..errors import InputError, UsageError
 from ..files import open_input, read_input
+from .access import TokenFile
 from .base_paths import is_directory_of_models, models_in, recorded_name
 from .settings import (
     TABLES,
@@ -213,11 +214,13 @@ def _unreadable(config: Config) -> Iterator[InputError]:
         for item in fields(table):
             if path := getattr(table, item.name):
                 try:
+                    if name == "auth":
+                        TokenFile(path).read()
                     open_input(path).close()
                 except InputError as error:
                     where = f"{config.origins[f'{name}.{item.name}']}: [{name}] {item.name}"
-                    found = f"{path}: {error.found}"
-                    yield InputError(error.what, where=where, expected="a file", found=found)
+                    found = f"{path}: {error.found}" if error.found else path
+                    yield InputError(error.what, where=where, expected=error.expected, found=found)
 
 
 def _contradictions(config: Config) -> Iterator[InputError]:

@@ -19,14 +19,14 @@ from dataclasses import dataclass, field
 
 import httptools
 
-from ..batching.batcher import Entry
-from ..errors import HeadersTooLarge, MserveError, Overloaded, PayloadTooLarge, RequestError
+from ..errors import HeadersTooLarge, MserveError, Overloaded, PayloadTooLarge, RequestError, Unavailable
 from ..wire.http1 import Request, Response, json_response
 
 log = logging.getLogger("mserve")
 
 Reply = Callable[[Response], None]
-Handler = Callable[[Request, Reply], Entry | None]
+Cancel = Callable[[], None]
+Handler = Callable[[Request, Reply], Cancel | None]
 
 PIPELINE_MAX = 16
 HEAD_BYTES_MAX = 32 << 10
@@ -34,6 +34,7 @@ BODY_BYTES_MAX = 64 << 20
 BUFFERED_BYTES_MAX = 512 << 20
 SEND_TIMEOUT_S = 30.0
 IDLE_TIMEOUT_S = 75.0
+CONNECTIONS_MAX = 10_000
 LINGER_S = 2.0
 WRITE_BUFFER_BYTES = 1 << 20
 
@@ -45,19 +46,22 @@ class _Pending:
     keep_alive: bool
     head_only: bool = False
     response: Response | None = None
-    entry: Entry | None = None
+    cancel: Cancel | None = None
     body_bytes: int = 0
 
 
 @dataclass(slots=True)
 class Peers:
-    """What the connections of one listener share: the set of them, and a budget of body bytes.
+    """What the connections of one listener share: the set of them, limits, and a budget of body bytes.
 
     A body counts from the first byte received until its request is answered.
     """
 
     body_max: int = BODY_BYTES_MAX
     buffered_max: int = BUFFERED_BYTES_MAX
+    connections_max: int = CONNECTIONS_MAX
+    send_timeout_s: float = SEND_TIMEOUT_S
+    idle_timeout_s: float = IDLE_TIMEOUT_S
     open: set[Connection] = field(default_factory=set)
     buffered: int = 0
 
@@ -108,6 +112,14 @@ class Connection(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment]
         self._transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)  # type: ignore[union-attr]
         self._peers.open.add(self)
+        if len(self._peers.open) > self._peers.connections_max:
+            self._refuse(
+                Unavailable(
+                    "the server has too many connections",
+                    expected=f"at most {self._peers.connections_max}",
+                    hint="try again later",
+                )
+            )
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._peers.open.discard(self)
@@ -116,8 +128,8 @@ class Connection(asyncio.Protocol):
         self._body = bytearray()
         for pending in self._pending:
             self._peers.buffered -= pending.body_bytes
-            if pending.entry is not None:
-                pending.entry.cancelled = True
+            if pending.cancel is not None:
+                pending.cancel()
         self._pending.clear()
         self._parked.clear()
         self._transport = None
@@ -212,7 +224,8 @@ class Connection(asyncio.Protocol):
             return  # `_feed` reads the request again without the offer
         method = self._parser.get_method().decode("latin-1")
         pending = _Pending(self._parser.should_keep_alive(), method == "HEAD", body_bytes=len(self._body))
-        request = Request("GET" if method == "HEAD" else method, self._target, self._headers, self._body)
+        method = "GET" if method == "HEAD" else method
+        request = Request(method, self._target, self._headers, self._body, time.monotonic_ns())
         self._reset()
         self._pending.append(pending)
         self._parked.append((request, pending))
@@ -237,7 +250,7 @@ class Connection(asyncio.Protocol):
             self._answer(pending, response)
 
         try:
-            pending.entry = self._handler(request, reply)
+            pending.cancel = self._handler(request, reply)
         except MserveError as error:
             reply(error_response(error))
         except Exception as error:  # a client must never be left without an answer
@@ -264,7 +277,7 @@ class Connection(asyncio.Protocol):
         if self._closing and self._lingering:
             # Closing now, with bytes of the client unread, would reset the connection and
             # could take the answer with it: end our side, and let the client end its own.
-            self._started = time.monotonic() - SEND_TIMEOUT_S + LINGER_S
+            self._started = time.monotonic() - self._peers.send_timeout_s + LINGER_S
             self._transport.write_eof()
         elif self._closing and not (self._pending and self._pending[0].keep_alive):
             self._transport.close()
@@ -307,19 +320,20 @@ class Connection(asyncio.Protocol):
 
     def sweep(self, now: float) -> None:
         """Close a connection that is idle too long, sends too slowly, or does not read its answers."""
+        peers = self._peers
         if self._transport is None:
             return
-        if self._unread_since is not None and now - self._unread_since > SEND_TIMEOUT_S:
+        if self._unread_since is not None and now - self._unread_since > peers.send_timeout_s:
             self._transport.abort()
         elif self._pending:
             return
-        elif self._started is not None and now - self._started > SEND_TIMEOUT_S:
+        elif self._started is not None and now - self._started > peers.send_timeout_s:
             if not self._lingering:
-                late = {"error": f"the request was not complete after {SEND_TIMEOUT_S:g} s"}
+                late = {"error": f"the request was not complete after {peers.send_timeout_s:g} s"}
                 self._transport.write(json_response(late, 408).encode(keep_alive=False))
             self._closing = True
             self._transport.close()
-        elif self._started is None and now - self.quiet_since > IDLE_TIMEOUT_S:
+        elif self._started is None and now - self.quiet_since > peers.idle_timeout_s:
             self._transport.close()
 
     def drain(self) -> None:

@@ -1,7 +1,7 @@
 """Metrics: plain integers on the hot path, Prometheus text when someone asks.
 
-Labels come from the configuration and from HTTP status codes, never from a request, so
-their number is bounded.
+Labels come from the configuration, the bundles and lists of codes, never from a request,
+so their number is bounded; the series of a version end soon after it.
 """
 
 from __future__ import annotations
@@ -9,15 +9,29 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..errors import MserveError
 from ..loader.reconciler import Model
 from ..loader.servable import BATCH_BUCKETS, State, Stats
 
+if TYPE_CHECKING:
+    from .calls import Call
+
 # Upper bounds in seconds, about two to a doubling: fine enough for a p99.
-LATENCY_BUCKETS = tuple(round(0.0001 * 2 ** (i / 2), 7) for i in range(38))
+LATENCY_BUCKETS = tuple(round(0.00001 * 2 ** (i / 2), 8) for i in range(44))
 _BUCKETS_NS = tuple(int(s * 1e9) for s in LATENCY_BUCKETS)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+PHASES = ("parse", "queue", "compute", "encode")
+
+
+class Series(NamedTuple):
+    """What requests are told apart by; empty where a request did not get that far."""
+
+    model: str
+    version: str
+    signature: str
+    protocol: str
 
 
 @dataclass(slots=True)
@@ -33,47 +47,83 @@ class Histogram:
         self.total_ns += ns
 
 
+@dataclass(slots=True)
+class Counts:
+    """The requests of one series: answers by code, and where the time of the good ones went."""
+
+    codes: dict[str, int] = field(default_factory=dict)
+    total: Histogram = field(default_factory=Histogram)
+    phases: tuple[Histogram, ...] = field(default_factory=lambda: tuple(Histogram() for _ in PHASES))
+
+
 class Metrics:
     """The server's counters. One thread writes them: the event loop."""
 
     def __init__(self, models: Mapping[str, Model]) -> None:
         self._models = models
-        self._requests: dict[tuple[str, int], int] = {}
-        self._latency: dict[str, Histogram] = {}
+        self.series: dict[Series, Counts] = {}
 
-    def count(self, model: str, status: int, ns: int) -> None:
-        """Count one answered inference request of a configured model."""
-        key = (model, status)
-        self._requests[key] = self._requests.get(key, 0) + 1
-        if status == 200:
-            if model not in self._latency:
-                self._latency[model] = Histogram()
-            self._latency[model].observe(ns)
+    def observe(self, call: Call, error: MserveError | None, now_ns: int) -> None:
+        """Count a call that was answered, or whose client has left."""
+        servable = getattr(call, "servable", None)
+        known = call.model if call.model in self._models else ""
+        key = Series(known, str(servable.version) if servable else "", call.signature, call.protocol)
+        counts = self.series.get(key)
+        if counts is None:
+            counts = self.series[key] = Counts()
+        code = call.code(error)
+        counts.codes[code] = counts.codes.get(code, 0) + 1
+        if error is None:
+            start = call.context.start_ns
+            counts.total.observe(now_ns - start)
+            entry = call.entries[-1]
+            times = (start, call.parsed_ns, entry.started_ns, entry.ended_ns, now_ns)
+            for histogram, begin, end in zip(counts.phases, times, times[1:], strict=False):
+                histogram.observe(end - begin)
 
     def render(self) -> bytes:
         """All metrics as Prometheus text."""
         from prometheus_client import CollectorRegistry, generate_latest
 
+        self._forget()
         registry = CollectorRegistry(auto_describe=False)
         registry.register(self)
         return bytes(generate_latest(registry))
+
+    def _forget(self) -> None:
+        """Drop the series of versions that ended a while ago, and of models that left."""
+        for key in list(self.series):
+            model = self._models.get(key.model)
+            if key.model and model is None:
+                del self.series[key]
+            elif model is not None and key.version:
+                version = int(key.version)
+                if version not in (*model.slots, *model.ended, *(s.version for s in model.retired)):
+                    del self.series[key]
 
     def collect(self) -> Iterator[Any]:
         """The metric families; prometheus_client calls this."""
         from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 
+        labels = list(Series._fields)
         requests = CounterMetricFamily(
-            "mserve_requests", "Inference requests answered, by HTTP status.", labels=["model", "code"]
+            "mserve_requests", "Inference requests answered, by status.", labels=[*labels, "code"]
         )
-        for (model, status), count in sorted(self._requests.items()):
-            requests.add_metric([model, str(status)], count)
-        yield requests
-        latency = HistogramMetricFamily(
-            "mserve_request_seconds", "Time from a request's parse to its answer.", labels=["model"]
+        total = HistogramMetricFamily(
+            "mserve_request_seconds", "Time from a request's arrival to its answer.", labels=labels
         )
-        for model, histogram in sorted(self._latency.items()):
-            latency.add_metric([model], _buckets(LATENCY_BUCKETS, histogram.counts), histogram.total_ns / 1e9)
-        yield latency
+        phase = HistogramMetricFamily(
+            "mserve_phase_seconds", "The parts of a request's time.", labels=[*labels, "phase"]
+        )
+        for key, counts in sorted(self.series.items()):
+            for code, count in sorted(counts.codes.items()):
+                requests.add_metric([*key, code], count)
+            if not sum(counts.total.counts):
+                continue
+            total.add_metric([*key], *_seconds(counts.total))
+            for name, histogram in zip(PHASES, counts.phases, strict=True):
+                phase.add_metric([*key, name], *_seconds(histogram))
+        yield from (requests, total, phase)
         yield from self._per_version()
 
     def _per_version(self) -> Iterator[Any]:
@@ -92,12 +142,13 @@ class Metrics:
             "mserve_in_flight", "Requests accepted and not yet answered.", labels=labels
         )
         size = GaugeMetricFamily("mserve_version_bytes", "Bytes of the version's files.", labels=labels)
+        load = GaugeMetricFamily("mserve_load_seconds", "Time that loading the version took.", labels=labels)
         state = GaugeMetricFamily(
             "mserve_version_state", "1 for the state a version is in.", labels=[*labels, "state"]
         )
         for name, model in sorted(self._models.items()):
-            for version, slot in sorted(model.slots.items()):
-                label = [name, str(version)]
+            for slot in sorted([*model.slots.values(), *model.retired], key=lambda s: s.version):
+                label = [name, str(slot.version)]
                 for known in State:
                     state.add_metric([*label, known.value], float(slot.state is known))
                 if slot.servable is None:
@@ -109,7 +160,12 @@ class Metrics:
                 inline.add_metric(label, stats.inline)
                 flight.add_metric(label, slot.servable.in_flight)
                 size.add_metric(label, slot.servable.bundle.byte_size)
-        yield from (batch, run, queue, inline, flight, size, state)
+                load.add_metric(label, slot.load_ns / 1e9)
+        yield from (batch, run, queue, inline, flight, size, load, state)
+
+
+def _seconds(histogram: Histogram) -> tuple[list[tuple[str, float]], float]:
+    return _buckets(LATENCY_BUCKETS, histogram.counts), histogram.total_ns / 1e9
 
 
 def _buckets(bounds: tuple[float, ...], counts: list[int]) -> list[tuple[str, float]]:

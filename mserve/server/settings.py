@@ -259,7 +259,7 @@ class BatchingTable:
 class LimitsTable:
     """`[limits]`: what a client may take."""
 
-    body: int = _key(64 << 20, _SIZE, "one request body, also once decompressed", flag="--max-body")
+    body: int = _key(64 << 20, _SIZE, "one request body, also decompressed", flag="--max-body", restart=True)
     buffered: int = _key(512 << 20, _SIZE, "all request bodies together; by default at least two of `body`")
     timeout: float = _key(30.0, _SECONDS, "seconds a request may take", flag="--timeout")
     connections: int = _key(10_000, _whole(1, 1_000_000), "open connections")
@@ -304,10 +304,10 @@ class LogTable:
 class RequestLogTable:
     """`[request_log]`: requests and answers, recorded for later; off without a path."""
 
-    path: Path | None = _key(None, _FILE, "where to record, JSON lines")
-    sample: float = _key(0.01, _number(0, 1), "which share of the requests to record")
-    redact: tuple[str, ...] = _key((), Kind("a list of input names", _texts), "inputs to leave out")
-    max_bytes: int = _key(1 << 30, _SIZE, "size at which recording goes on in a new file")
+    path: Path | None = _key(None, _FILE, "where to record, JSON lines", restart=True)
+    sample: float = _key(0.01, _number(0, 1), "which share of the requests to record", restart=True)
+    redact: tuple[str, ...] = _key((), Kind("a list of names", _texts), "inputs to leave out", restart=True)
+    max_bytes: int = _key(1 << 30, _SIZE, "size at which recording goes on in a new file", restart=True)
 
 
 def labels_not_served(model: ModelTable) -> dict[str, int]:

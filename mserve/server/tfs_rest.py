@@ -13,34 +13,26 @@ of models exists, a wrong method is 405, the answering version stands in the hea
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import re
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from ..batching.batcher import Entry
-from ..errors import MethodNotAllowed, MserveError, NotFound, RequestError, UnsupportedEncoding
+from ..errors import MethodNotAllowed, MserveError, NotFound, RequestError
 from ..format.layout import MAX_VERSION
-from ..front import Front
-from ..loader.reconciler import Model, Slot
+from ..front import Query
+from ..loader.plan import Slot
+from ..loader.reconciler import Model
 from ..loader.servable import Servable, State
 from ..tensors import DTYPES, Array, Signature, TensorSpec
 from ..wire import tfs_json
-from ..wire.http1 import JSON, Request, Response, json_response
-from .http import Reply, error_response
-from .metrics import Metrics
+from ..wire.http1 import Request, Response, json_response
+from .calls import Calls
+from .http import Cancel, Peers, Reply
+from .rest import RestCall
 
-log = logging.getLogger("mserve")
-
-VERSION_HEADER = "mserve-model-version"
 _PATH = re.compile(r"/v1/models(?:/([^/:]+)(?:/versions/(\d+)|/labels/([^/:]+))?(?::(\w+)|/(\w+))?)?/?")
-_METHODS = {"predict": "POST", "classify": "POST", "regress": "POST"}
-LOOP_BODY_BYTES = 256 << 10
 _PAGES = ("", "metadata", "example")
 
 # TensorFlow Serving's public states; END is also where a failed version is.
@@ -86,14 +78,13 @@ def parse_path(target: bytes) -> Route | None:
 class TfsRest:
     """Handles the requests whose path is TensorFlow Serving's."""
 
-    def __init__(self, front: Front, metrics: Metrics) -> None:
-        self._front = front
-        self._metrics = metrics
+    def __init__(self, calls: Calls, limits: Peers) -> None:
+        self._calls = calls
+        self._front = calls.front
+        self._limits = limits
 
-    def handle(self, route: Route, request: Request, reply: Reply) -> Entry | None:
+    def handle(self, route: Route, request: Request, reply: Reply) -> Cancel | None:
         """Answer a request, now or later. Raises MserveError."""
-        if route.label is not None:
-            raise RequestError(f"Unrecognized servable version label: {route.label}")
         if route.verb:
             return self._infer(route, request, reply)
         if route.page not in _PAGES:
@@ -103,103 +94,56 @@ class TfsRest:
         reply(self._page(route))
         return None
 
-    def _infer(self, route: Route, request: Request, reply: Reply) -> Entry | None:
-        if route.verb not in _METHODS:
-            raise NotFound("no such call", expected=":predict", found=f":{route.verb}")
+    def _infer(self, route: Route, request: Request, reply: Reply) -> Cancel:
+        kind = _VERBS.get(route.verb)
+        if kind is None:
+            raise NotFound(
+                "no such call", expected=", ".join(f":{v}" for v in _VERBS), found=f":{route.verb}"
+            )
         if request.method != "POST":
             raise MethodNotAllowed("the call answers another method", expected="POST", found=request.method)
-        if route.verb != "predict":
-            raise NotFound(f"the call :{route.verb} is not served", expected=":predict")
-        start = time.monotonic_ns()
-        name = route.model or ""
-        self._front.model(name)
-        try:
-            return self._predict(name, route.version, request, reply, start)
-        except MserveError as error:
-            self._metrics.count(name, error.http_status, time.monotonic_ns() - start)
-            raise
-
-    def _predict(
-        self, name: str, version: int | None, request: Request, reply: Reply, start: int
-    ) -> Entry | None:
-        encoding = request.headers.get(b"content-encoding", b"identity").lower()
-        if encoding != b"identity":
-            raise UnsupportedEncoding(
-                "the body is compressed", expected="identity", found=encoding.decode("latin-1")
-            )
-        servable = self._front.resolve(name, version)
-        call = _Call(name, servable, start, self._metrics, reply)
-        if len(request.body) <= LOOP_BODY_BYTES:
-            return self._submit(call, call.decode(request.body))
-        # A large body takes long to read: on a thread, so that the others are answered meanwhile.
-        servable.in_flight += 1
-        task = asyncio.get_running_loop().run_in_executor(None, call.decode, request.body)
-        task.add_done_callback(partial(self._decoded, call))
-        return None
-
-    def _submit(self, call: _Call, inputs: dict[str, Array]) -> Entry:
-        return self._front.predict(call.servable, call.name, inputs, call.answer)
-
-    def _decoded(self, call: _Call, task: asyncio.Future[dict[str, Array]]) -> None:
-        """Go on with a request whose body was read on a thread."""
-        call.servable.in_flight -= 1
-        try:
-            self._submit(call, task.result())
-        except MserveError as error:
-            call.answer(error)
-        except Exception as error:
-            log.exception("our bug while reading a request for %s", call.model)
-            call.answer(MserveError("internal error", found=repr(error)[:200]))
+        call = kind(request, reply, self._limits.body_max)
+        call.model, call.version, call.label = route.model or "", route.version, route.label
+        return self._calls.begin(call, len(request.body))
 
     def _page(self, route: Route) -> Response:
         if route.model is None:
             models = self._front.models.items()
             return json_response({"models": [{"name": n, **_status(m, None)} for n, m in models]})
         model = self._front.model(route.model)
+        version = route.version
+        if route.label is not None:
+            version = self._front.resolve(route.model, None, route.label).version
         if route.page == "":
-            return json_response(_status(model, route.version))
-        servable = self._front.resolve(route.model, route.version)
+            return json_response(_status(model, version))
+        servable = self._front.resolve(route.model, version)
         if route.page == "metadata":
             return json_response(_metadata(route.model, servable))
         _, spec = servable.signature()
         return Response(200, tfs_json.encode_inputs(servable.example(), rows=spec.batch_axis is not None))
 
 
-@dataclass(slots=True)
-class _Call:
-    """A predict call under way: what is needed to answer once the model's outputs are there."""
+class Predict(RestCall):
+    """:predict, in row or column form."""
 
-    model: str
-    servable: Servable
-    start_ns: int
-    metrics: Metrics
-    reply: Reply
-    name: str = ""
-    rows: bool = False
+    protocol = "tfs-rest"
+    _rows = False
 
-    def decode(self, body: bytes | bytearray) -> dict[str, Array]:
-        """The request's arrays; notes which signature was asked for, in which form. Raises RequestError."""
-        value = tfs_json.parse(body)
-        self.name, signature = _signature(self.servable, tfs_json.signature_name(value))
-        inputs, self.rows = tfs_json.inputs_of(value, signature)
-        return inputs
+    def parse(self) -> None:
+        self._message = tfs_json.parse(self.body())
 
-    def answer(self, result: Sequence[Array] | MserveError) -> None:
-        """Encode outputs or an error, count, and reply."""
-        try:
-            response = error_response(result) if isinstance(result, MserveError) else self._encode(result)
-        except MserveError as error:
-            response = error_response(error)
-        except Exception as error:  # a client must never be left without an answer
-            log.exception("our bug while encoding an answer of %s", self.model)
-            response = error_response(MserveError("internal error", found=repr(error)[:200]))
-        self.metrics.count(self.model, response.status, time.monotonic_ns() - self.start_ns)
-        self.reply(response)
+    def queries(self) -> Sequence[Query]:
+        name, signature = _signature(self.servable, tfs_json.signature_name(self._message))
+        inputs, self._rows = tfs_json.inputs_of(self._message, signature)
+        return (Query(name, inputs),)
 
-    def _encode(self, outputs: Sequence[Array]) -> Response:
-        named = dict(zip(self.servable.signatures[self.name].outputs, outputs, strict=True))
-        headers = ((VERSION_HEADER, str(self.servable.version)),)
-        return Response(200, tfs_json.encode(named, rows=self.rows), JSON, headers)
+    def encode(self, results: Sequence[Sequence[Array]]) -> Response:
+        outputs = self.servable.signatures[self.signature].outputs
+        named = dict(zip(outputs, results[0], strict=True))
+        return self.respond(tfs_json.encode(named, rows=self._rows))
+
+
+_VERBS: dict[str, type[RestCall]] = {"predict": Predict}
 
 
 def _signature(servable: Servable, name: str) -> tuple[str, Signature]:
@@ -213,7 +157,8 @@ def _signature(servable: Servable, name: str) -> tuple[str, Signature]:
 
 def _status(model: Model, version: int | None) -> dict[str, Any]:
     """The versions of a model, newest first, with state and reason."""
-    slots = [s for v, s in sorted(model.slots.items(), reverse=True) if version in (None, v)]
+    every = sorted([*model.slots.values(), *model.retired], key=lambda s: s.version, reverse=True)
+    slots = [s for s in every if version in (None, s.version)]
     if version is not None and not slots and version not in model.ended:
         raise NotFound(f"Could not find version {version} of model {model.config.name}")
     entries = [_version_status(str(s.version), _STATES[s.state], _reason(s)) for s in slots]

@@ -17,12 +17,18 @@ _REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 @dataclass(slots=True)
 class Request:
-    """One parsed request. Header names are lower case; of a doubled header the last value stands."""
+    """One parsed request. Header names are lower case; of a doubled header the last value stands.
+
+    `start_ns` is when its last byte arrived (monotonic); `admin` tells whether its
+    client may make administrative calls.
+    """
 
     method: str
     target: bytes
     headers: Mapping[bytes, bytes]
     body: bytes | bytearray
+    start_ns: int = 0
+    admin: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,114 @@
+"""Who may ask: bearer tokens from files, one scope for requests and one for administration.
+
+A file has one token a line; lines that begin with # are comments. It is read again when it
+changes; one that cannot be read keeps the tokens it had, since a mistake in a file
+must neither lock everybody out nor let everybody in. Tokens are kept and compared as
+digests, in constant time, and never logged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import Forbidden, InputError, MserveError, Unauthenticated
+from ..files import read_input
+
+log = logging.getLogger("mserve")
+
+FILE_BYTES_MAX = 1 << 20
+_SCHEME = b"bearer "
+
+
+@dataclass(slots=True)
+class TokenFile:
+    """The tokens of one file, as digests."""
+
+    path: Path
+    digests: list[bytes] = field(default_factory=list)
+    _seen: tuple[int, int, int] | None = None
+
+    def read(self) -> None:
+        """Read the file. Raises InputError: no file, not text, or no token in it."""
+        self._seen = self._fingerprint()
+        lines = read_input(self.path, FILE_BYTES_MAX).splitlines()
+        tokens = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith(b"#")]
+        if not tokens:
+            raise InputError("the file holds no token", where=self.path, expected="a token a line")
+        self.digests = [hashlib.sha256(token).digest() for token in tokens]
+
+    def follow(self) -> None:
+        """Read the file again if it has changed; on an error keep what is known, and say so."""
+        if self._fingerprint() == self._seen:
+            return
+        try:
+            self.read()
+            log.info("%s: %d tokens", self.path, len(self.digests))
+        except MserveError as error:
+            log.warning("keeping the tokens known so far: %s", error)
+
+    def holds(self, digest: bytes) -> bool:
+        """Whether a token of this digest is in the file, in a time that does not depend on which."""
+        found = False
+        for known in self.digests:
+            found |= hmac.compare_digest(known, digest)
+        return found
+
+    def _fingerprint(self) -> tuple[int, int, int] | None:
+        try:
+            status = os.stat(self.path)
+        except OSError:
+            return None
+        return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+class Access:
+    """Admits requests by their Authorization header.
+
+    Without token files every request is admitted. `admin` turns administrative calls on;
+    with a file of their own they need a token from it.
+    """
+
+    def __init__(self, tokens: Path | None = None, admins: Path | None = None, admin: bool = False) -> None:
+        self.admin = admin
+        self._tokens = None if tokens is None else TokenFile(tokens)
+        self._admin = None if admins is None else TokenFile(admins)
+        for file in self.files():
+            file.read()
+
+    def files(self) -> list[TokenFile]:
+        """The token files there are."""
+        return [file for file in (self._tokens, self._admin) if file is not None]
+
+    def follow(self) -> None:
+        """Read changed files again."""
+        for file in self.files():
+            file.follow()
+
+    def admit(self, authorization: bytes) -> bool:
+        """Whether the client may make administrative calls. Raises Unauthenticated."""
+        if self._tokens is None and self._admin is None:
+            return self.admin
+        if authorization[: len(_SCHEME)].lower() != _SCHEME:
+            if self._tokens is None:
+                return False
+            raise Unauthenticated("the request carries no token", expected="Authorization: Bearer TOKEN")
+        digest = hashlib.sha256(authorization[len(_SCHEME) :].strip()).digest()
+        if self._admin is not None and self._admin.holds(digest):
+            return self.admin
+        if self._tokens is not None and not self._tokens.holds(digest):
+            raise Unauthenticated("the server does not know this token")
+        return self.admin and self._admin is None
+
+
+def require_admin(admin: bool) -> None:
+    """Refuse an administrative call that may not be made. Raises Forbidden."""
+    if not admin:
+        raise Forbidden(
+            "administrative calls are not allowed",
+            expected="a server started with --admin, and its administrator's token if it asks for one",
+        )

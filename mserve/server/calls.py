@@ -1,0 +1,225 @@
+"""Calls: an inference request on its way from bytes to bytes, the same way for every protocol.
+
+    parse     bytes to a message: syntax, and which model, version or label is asked for
+    resolve   one servable, which then answers, whatever happens to the versions meanwhile
+    queries   arrays by signature, checked
+    run       the executor answers each query once: outputs or an error
+    encode    outputs to bytes
+
+A protocol is a subclass of Call with `parse`, `queries`, `encode` and `refuse`. Calls does
+the rest: what is large is parsed and encoded on a thread so that its neighbours are
+answered meanwhile; deadlines; the client that leaves; counters and logs. Everything here
+but those methods of large calls runs on the event-loop thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+from ..batching.batcher import Entry
+from ..errors import ClientLeft, MserveError
+from ..front import Front, Query
+from ..loader.servable import Servable
+from ..tensors import Array
+from .metrics import Metrics
+
+log = logging.getLogger("mserve")
+
+# What is larger is parsed and encoded on a thread.
+LOOP_BYTES = 256 << 10
+
+
+@dataclass(slots=True)
+class Context:
+    """What comes along with a request, whatever the protocol. Times are monotonic nanoseconds.
+
+    `timeout_ns` is how long the client will wait, 0 if it does not say; `admin` tells
+    whether it may make administrative calls.
+    """
+
+    start_ns: int
+    timeout_ns: int = 0
+    request_id: str = ""
+    traceparent: str = ""
+    admin: bool = False
+
+
+class Call(ABC):
+    """One call. A subclass sets `model`, and `version` or `label`, at the latest in `parse`."""
+
+    protocol: ClassVar[str]
+    slow = False  # whether parsing may take long whatever the size (a compressed body)
+
+    def __init__(self, context: Context, reply: Callable[[Any], None]) -> None:
+        self.context = context
+        self.reply = reply
+        self.model = ""
+        self.version: int | None = None
+        self.label: str | None = None
+        self.queried: Sequence[Query] = ()
+        self.entries: list[Entry] = []
+        self.results: list[Sequence[Array] | None] = []
+        self.done = False
+        self.parsed_ns = 0
+        self.servable: Servable
+
+    @property
+    def signature(self) -> str:
+        """The signature of the first query; "" before there is one."""
+        return self.queried[0].signature if self.queried else ""
+
+    @abstractmethod
+    def parse(self) -> None:
+        """Read the message. May run on a thread. Raises RequestError."""
+
+    @abstractmethod
+    def queries(self) -> Sequence[Query]:
+        """What to run on `self.servable`. May run on a thread. Raises RequestError."""
+
+    @abstractmethod
+    def encode(self, results: Sequence[Sequence[Array]]) -> Any:
+        """The answer, from the outputs of each query in its signature's order. May run on a thread."""
+
+    @abstractmethod
+    def refuse(self, error: MserveError) -> Any:
+        """The answer that is an error."""
+
+    @abstractmethod
+    def code(self, error: MserveError | None) -> str:
+        """The status as the protocol calls it, for counters; None is success."""
+
+
+class Calls:
+    """Takes calls and answers each exactly once, unless its client leaves."""
+
+    def __init__(self, front: Front, metrics: Metrics) -> None:
+        self.front = front
+        self.metrics = metrics
+        self.observers: list[Callable[[Call, MserveError | None, int], None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def begin(self, call: Call, size: int) -> Callable[[], None]:
+        """Start a call whose body has `size` bytes; it is answered now or later. Never raises.
+
+        Returns what to call when the client leaves.
+        """
+        if call.slow or size > LOOP_BYTES:
+            self.spawn(self._begin_slowly(call))
+        else:
+            try:
+                call.parse()
+                self._resolve(call)
+                self._submit(call, call.queries())
+            except Exception as error:
+                self._fail(call, error)
+        return partial(self._cancel, call)
+
+    def _cancel(self, call: Call) -> None:
+        """The client has left: what waits is dropped, what runs is not answered."""
+        if not call.done:
+            call.done = True
+            for entry in call.entries:
+                entry.cancelled = True
+            self._observe(call, ClientLeft("the client has left"))
+
+    def spawn(self, work: asyncio._CoroutineLike[None]) -> None:
+        """Run something in the background that answers for itself."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _begin_slowly(self, call: Call) -> None:
+        """Large bodies, on a thread; the servable is held meanwhile."""
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(None, call.parse)
+            self._resolve(call)
+            call.servable.in_flight += 1
+            try:
+                queries = await loop.run_in_executor(None, call.queries)
+            finally:
+                call.servable.in_flight -= 1
+            if not call.done:
+                self._submit(call, queries)
+        except Exception as error:
+            self._fail(call, error)
+
+    def _resolve(self, call: Call) -> None:
+        call.servable = self.front.resolve(call.model, call.version, call.label)
+
+    def _submit(self, call: Call, queries: Sequence[Query]) -> None:
+        call.queried, call.results = queries, [None] * len(queries)
+        call.parsed_ns = time.monotonic_ns()
+        for index, query in enumerate(queries):
+            reply = partial(self._result, call, index)
+            context = call.context
+            entry = self.front.predict(call.servable, query, reply, context.start_ns, context.timeout_ns)
+            call.entries.append(entry)
+
+    def _result(self, call: Call, index: int, result: Sequence[Array] | MserveError) -> None:
+        """One query's outputs, or its error, which is then the whole call's."""
+        if call.done:
+            return
+        if isinstance(result, MserveError):
+            self._fail(call, result)
+            return
+        call.results[index] = result
+        if any(r is None for r in call.results):
+            return
+        results: list[Sequence[Array]] = [r for r in call.results if r is not None]
+        if sum(_size(array) for outputs in results for array in outputs) > LOOP_BYTES:
+            self.spawn(self._encode_slowly(call, results))
+            return
+        try:
+            answer = call.encode(results)
+        except Exception as error:
+            self._fail(call, error)
+        else:
+            self._finish(call, answer, None)
+
+    async def _encode_slowly(self, call: Call, results: Sequence[Sequence[Array]]) -> None:
+        try:
+            answer = await asyncio.get_running_loop().run_in_executor(None, call.encode, results)
+        except Exception as error:
+            self._fail(call, error)
+        else:
+            self._finish(call, answer, None)
+
+    def _fail(self, call: Call, error: Exception) -> None:
+        """Answer with an error; a client must never be left without an answer."""
+        for entry in call.entries:
+            entry.cancelled = True
+        known = as_error(error, call.model)
+        self._finish(call, call.refuse(known), known)
+
+    def _finish(self, call: Call, answer: Any, error: MserveError | None) -> None:
+        if not call.done:
+            call.done = True
+            self._observe(call, error)
+            call.reply(answer)
+
+    def _observe(self, call: Call, error: MserveError | None) -> None:
+        now = time.monotonic_ns()
+        self.metrics.observe(call, error, now)
+        for observer in self.observers:
+            observer(call, error, now)
+
+
+def as_error(error: Exception, what: str) -> MserveError:
+    """An error that can be shown; one that is not ours is our bug, and goes to the log."""
+    if isinstance(error, MserveError):
+        return error
+    log.error("our bug while answering %s", what, exc_info=error)
+    return MserveError("internal error", found=repr(error)[:200])
+
+
+def _size(array: Array) -> int:
+    """Bytes that an array takes about as text: strings are of unknown length."""
+    return int(array.nbytes) * (8 if array.dtype.hasobject else 1)

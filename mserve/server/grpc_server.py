@@ -1,0 +1,177 @@
+"""gRPC, carried by grpcio: bytes in, a codec's handler, bytes out.
+
+The codecs know nothing of grpcio: a unary handler takes an Rpc and a reply callback, as
+an HTTP handler takes a Request and one; a stream handler takes an iterator of messages
+and is one of answers. So another transport can take grpcio's place without touching them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import EnvironmentProblem, MserveError
+from .calls import Context, as_error
+from .http import Cancel
+
+log = logging.getLogger("mserve")
+
+STREAMS_MAX = 1000
+
+
+@dataclass(slots=True)
+class Rpc:
+    """One message of a call: the method's full name without the first slash, the bytes, what came along."""
+
+    method: str
+    message: bytes
+    context: Context
+    metadata: Mapping[str, str | bytes]
+
+
+RpcReply = Callable[[bytes | MserveError], None]
+Unary = Callable[[Rpc, RpcReply], Cancel | None]
+Stream = Callable[[AsyncIterator[bytes], Rpc], AsyncIterator[bytes]]
+Admit = Callable[[str, Mapping[str, str | bytes]], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Methods:
+    """What a codec answers, by full method name such as "inference.GRPCInferenceService/ModelInfer"."""
+
+    unary: Mapping[str, Unary]
+    streams: Mapping[str, Stream]
+
+
+class GrpcServer:
+    """Listens, and hands calls to the codecs' handlers on the event loop.
+
+    `admit(method, metadata)` raises MserveError for a call that may not be made, and
+    tells whether the client may make administrative ones.
+    """
+
+    def __init__(self, methods: Methods, admit: Admit, message_max: int) -> None:
+        self._methods = methods
+        self._admit = admit
+        self._message_max = message_max
+        self._server: Any = None
+        self.port = 0
+
+    async def start(self, address: str, credentials: Any = None) -> None:
+        """Listen on host:port. Raises EnvironmentProblem when that is not possible."""
+        import grpc
+
+        options = [
+            ("grpc.max_receive_message_length", self._message_max),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_concurrent_streams", STREAMS_MAX),
+            ("grpc.so_reuseport", 0),
+        ]
+        self._server = grpc.aio.server(options=options)
+        self._server.add_generic_rpc_handlers((_Handlers(self),))
+        try:
+            if credentials is None:
+                self.port = self._server.add_insecure_port(address)
+            else:
+                self.port = self._server.add_secure_port(address, credentials)
+        except RuntimeError as error:
+            raise EnvironmentProblem(
+                "cannot listen for gRPC",
+                where=address,
+                found="another process listens there, perhaps",
+                hint="choose another --grpc-port; 0 takes any free one, off none",
+            ) from error
+        await self._server.start()
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no new calls, and finish those under way within the grace time."""
+        if self._server is not None:
+            await self._server.stop(grace_s)
+
+    def handler(self, name: str) -> Any:
+        """grpcio's handler of a method, None for one that nobody answers."""
+        import grpc
+
+        if name in self._methods.unary:
+            return grpc.unary_unary_rpc_method_handler(self._unary(name))
+        if name in self._methods.streams:
+            return grpc.stream_stream_rpc_method_handler(self._stream(name))
+        return None
+
+    def _unary(self, name: str) -> Any:
+        handle = self._methods.unary[name]
+
+        async def answer(message: bytes, grpc_context: Any) -> bytes:
+            future: asyncio.Future[bytes | MserveError] = asyncio.get_running_loop().create_future()
+
+            def reply(result: bytes | MserveError) -> None:
+                if not future.done():
+                    future.set_result(result)
+
+            cancel = None
+            try:
+                cancel = handle(self._rpc(name, message, grpc_context), reply)
+                result = await future
+            except asyncio.CancelledError:
+                if cancel is not None:
+                    cancel()
+                raise
+            except Exception as error:
+                result = as_error(error, name)
+            if isinstance(result, MserveError):
+                await _abort(grpc_context, result)
+            assert isinstance(result, bytes)
+            return result
+
+        return answer
+
+    def _stream(self, name: str) -> Any:
+        handle = self._methods.streams[name]
+
+        async def answer(messages: AsyncIterator[bytes], grpc_context: Any) -> AsyncIterator[bytes]:
+            try:
+                rpc = self._rpc(name, b"", grpc_context)
+                async for message in handle(messages, rpc):
+                    yield message
+            except MserveError as error:
+                await _abort(grpc_context, error)
+
+        return answer
+
+    def _rpc(self, name: str, message: bytes, grpc_context: Any) -> Rpc:
+        start = time.monotonic_ns()
+        metadata = dict(grpc_context.invocation_metadata() or ())
+        admin = self._admit(name, metadata)
+        left = grpc_context.time_remaining()
+        timeout = 0 if left is None else max(1, int(left * 1e9))
+        context = Context(
+            start,
+            timeout,
+            str(metadata.get("x-request-id", "")),
+            str(metadata.get("traceparent", "")),
+            admin,
+        )
+        return Rpc(name, message, context, metadata)
+
+
+class _Handlers:
+    """grpcio asks this object for the handler of each call."""
+
+    def __init__(self, server: GrpcServer) -> None:
+        self._server = server
+
+    def service(self, details: Any) -> Any:
+        return self._server.handler(details.method.removeprefix("/"))
+
+
+async def _abort(grpc_context: Any, error: MserveError) -> None:
+    """End a call with an error's status; raises."""
+    import grpc
+
+    retry = getattr(error, "retry_after_s", 0)
+    trailers = (("retry-after", str(retry)),) if retry else ()
+    await grpc_context.abort(getattr(grpc.StatusCode, error.grpc_status), str(error), trailers)

@@ -1,0 +1,117 @@
+"""What the REST protocols share: bodies taken out of their encoding, calls whose answers are Responses."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+
+from ..errors import MserveError, PayloadTooLarge, RequestError, UnsupportedEncoding
+from ..wire.http1 import JSON, Request, Response
+from .calls import Call, Context
+from .http import Reply, error_response
+
+VERSION_HEADER = "mserve-model-version"
+TIMEOUT_HEADER = b"mserve-timeout-ms"
+# Envoy and Istio tell how long they will wait by this one.
+_TIMEOUT_HEADERS = (TIMEOUT_HEADER, b"x-envoy-expected-rq-timeout-ms")
+_WINDOWS = {b"gzip": 31, b"deflate": 15}
+_PIECE = 64 << 10
+# A smaller answer is not worth the time that compressing takes.
+COMPRESS_BYTES = 4 << 10
+
+
+def context_of(request: Request) -> Context:
+    """The context of a request from its headers. Raises RequestError for a timeout that is no number."""
+    headers = request.headers
+    return Context(
+        request.start_ns,
+        _timeout_ns(headers),
+        headers.get(b"x-request-id", b"").decode("latin-1"),
+        headers.get(b"traceparent", b"").decode("latin-1"),
+        request.admin,
+    )
+
+
+def _timeout_ns(headers: Mapping[bytes, bytes]) -> int:
+    for name in _TIMEOUT_HEADERS:
+        value = headers.get(name)
+        if value is None:
+            continue
+        if not value.isdigit() or not int(value[:12]) > 0 or len(value) > 12:
+            raise RequestError(
+                f"bad header {name.decode()}", expected="milliseconds, above 0", found=repr(value[:32])
+            )
+        return int(value) * 1_000_000
+    return 0
+
+
+def content(request: Request, limit: int) -> bytes | bytearray:
+    """The body, taken out of its Content-Encoding.
+
+    Raises UnsupportedEncoding, PayloadTooLarge (more than `limit` bytes come out) or
+    RequestError (not what it says it is, or bytes behind its end).
+    """
+    encoding = request.headers.get(b"content-encoding", b"identity").lower()
+    if encoding == b"identity":
+        return request.body
+    window = _WINDOWS.get(encoding)
+    if window is None:
+        raise UnsupportedEncoding(
+            "the body is encoded", expected="identity, gzip or deflate", found=encoding.decode("latin-1")
+        )
+    inflater, out, rest = zlib.decompressobj(window), bytearray(), bytes(request.body)
+    try:
+        while not inflater.eof:
+            piece = inflater.decompress(rest, _PIECE)
+            out += piece
+            rest = inflater.unconsumed_tail
+            if len(out) > limit:
+                raise PayloadTooLarge("the body is too large", expected=f"at most {limit} bytes inflated")
+            if not piece and not rest and not inflater.eof:
+                raise RequestError("the compressed body ends too early", found=encoding.decode())
+    except zlib.error as error:
+        raise RequestError("the body is not what its Content-Encoding says", found=error) from error
+    if inflater.unused_data:
+        raise RequestError("bytes follow the compressed body", found=f"{len(inflater.unused_data)} bytes")
+    return out
+
+
+class RestCall(Call):
+    """A call that came over HTTP and is answered with a Response."""
+
+    def __init__(self, request: Request, reply: Reply, limit: int) -> None:
+        super().__init__(context_of(request), reply)
+        self.request = request
+        self._limit = limit
+        self.slow = b"content-encoding" in request.headers
+
+    def body(self) -> bytes | bytearray:
+        """The request's body, decoded. Raises RequestError."""
+        return content(self.request, self._limit)
+
+    def respond(self, body: bytes, content_type: str = JSON, *headers: tuple[str, str]) -> Response:
+        """A good answer, compressed where that is worth its while and the client takes it."""
+        headers = ((VERSION_HEADER, str(self.servable.version)), *headers)
+        encoding = _accepted(self.request.headers.get(b"accept-encoding", b""))
+        if len(body) < COMPRESS_BYTES or not encoding:
+            return Response(200, body, content_type, headers)
+        deflater = zlib.compressobj(1, zlib.DEFLATED, _WINDOWS[encoding])
+        body = deflater.compress(body) + deflater.flush()
+        return Response(200, body, content_type, (*headers, ("Content-Encoding", encoding.decode())))
+
+    def refuse(self, error: MserveError) -> Response:
+        return error_response(error)
+
+    def code(self, error: MserveError | None) -> str:
+        return str(error.http_status) if error else "200"
+
+
+def _accepted(header: bytes) -> bytes:
+    """The first encoding of ours that an Accept-Encoding header takes, b"" if none."""
+    if not header:
+        return b""
+    for part in header.lower().split(b","):
+        name, _, weight = part.partition(b";")
+        if name.strip() in _WINDOWS and weight.replace(b" ", b"") not in (b"q=0", b"q=0.0"):
+            return name.strip()
+    return b""

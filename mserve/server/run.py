@@ -1,0 +1,205 @@
+"""Start and stop of a server process.
+
+Start: bind, load in the background, say where it listens; the last line of the start-up
+message is a request that can be pasted. Stop (SIGTERM or Ctrl-C): not ready, no new
+connections, finish what was accepted, exit 0; a second signal stops at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import shlex
+import signal
+import sys
+import time
+from contextlib import suppress
+from urllib.parse import quote
+
+import uvloop
+
+from .. import __version__
+from ..errors import EnvironmentProblem, MserveError
+from ..front import Front
+from ..numerics import show_bytes
+from ..runtime.ort import cpu_budget, share_threads
+from ..wire import tfs_json
+from .app import Server
+from .grpc_server import GrpcServer
+from .logs import log_to_stderr
+from .watch import Change, ConfigWatch
+
+log = logging.getLogger("mserve")
+
+SETTLE_S = 60.0
+INLINE_BODY_CHARS = 300
+
+
+def run(watch: ConfigWatch) -> int:
+    """Serve until a signal says stop. Returns the exit code.
+
+    Raises UsageError (something that the server does not do), EnvironmentProblem (port taken).
+    """
+    log_to_stderr(watch.config.log)
+    share_threads(cpu_budget())
+    return uvloop.run(_serve(watch))
+
+
+async def _serve(watch: ConfigWatch) -> int:
+    loop = asyncio.get_running_loop()
+    config = watch.config
+    server = Server(config)
+    stop, reload = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            log.warning("second signal: stopping at once")
+            os._exit(130)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    loop.add_signal_handler(signal.SIGHUP, reload.set)
+    listener = await _listen(loop, server)
+    port = listener.sockets[0].getsockname()[1]
+    grpc_server = server.grpc()
+    if config.server.grpc_port is not None:
+        await grpc_server.start(f"{_in_url(config.server.host)}:{config.server.grpc_port}")
+    server.reconciler.start()
+    background = [
+        loop.create_task(_sweep(server)),
+        loop.create_task(_follow(server, watch, reload)),
+        loop.create_task(_announce(server, config.server.host, port, grpc_server.port)),
+    ]
+    await stop.wait()
+    await _drain(server, listener, grpc_server)
+    for task in background:
+        task.cancel()
+    await asyncio.gather(*background, return_exceptions=True)
+    server.executor.close()
+    await server.reconciler.close()
+    return 0
+
+
+async def _follow(server: Server, watch: ConfigWatch, reload: asyncio.Event) -> None:
+    """Read the configuration again when it changes, or when SIGHUP asks for it; tokens too."""
+    for warning in watch.config.warnings:
+        log.warning("%s", warning)
+    while True:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(reload.wait(), server.config.server.poll)
+        try:
+            await asyncio.to_thread(server.access.follow)
+            if reload.is_set() or await asyncio.to_thread(watch.due):
+                reload.clear()
+                _take(server, await asyncio.to_thread(watch.reload), watch.problem)
+        except Exception:
+            log.exception("our bug while following the configuration")
+
+
+def _take(server: Server, change: Change | None, problem: str) -> None:
+    """Make a configuration that was read the server's, or note why it cannot be."""
+    if change is not None:
+        try:
+            known = server.config.warnings
+            server.reconfigure(change.config)
+        except MserveError as error:
+            problem = str(error)
+            log.warning("the new configuration is not used: %s", problem)
+        else:
+            logging.getLogger().setLevel(change.config.log.level.upper())
+            log.info("took a new configuration")
+            for warning in change.config.warnings:
+                if warning not in known:
+                    log.warning("%s", warning)
+            if change.restart:
+                log.warning("these keys take effect with a restart: %s", ", ".join(change.restart))
+    server.config_problem = problem
+
+
+async def _listen(loop: asyncio.AbstractEventLoop, server: Server) -> asyncio.Server:
+    config = server.config.server
+    try:
+        return await loop.create_server(server.connection, config.host, config.port, backlog=4096)
+    except OSError as error:
+        taken = error.errno == errno.EADDRINUSE
+        raise EnvironmentProblem(
+            "the port is taken" if taken else "cannot listen",
+            where=f"{config.host}:{config.port}",
+            found="another process listens there" if taken else (error.strerror or error),
+            hint="choose another --port; --port 0 takes any free one" if taken else "check --host and --port",
+        ) from error
+
+
+async def _sweep(server: Server) -> None:
+    while True:
+        await asyncio.sleep(1.0)
+        now = time.monotonic()
+        for connection in list(server.peers.open):
+            connection.sweep(now)
+
+
+async def _drain(server: Server, listener: asyncio.Server, grpc_server: GrpcServer) -> None:
+    """Stop taking connections, finish what was accepted, within the grace time."""
+    log.info("stopping: finishing %d connections", len(server.peers.open))
+    server.draining = True
+    listener.close()
+    grace = server.config.server.grace
+    rpcs = asyncio.get_running_loop().create_task(grpc_server.stop(grace))
+    for connection in list(server.peers.open):
+        connection.drain()
+    deadline = time.monotonic() + grace
+    while time.monotonic() < deadline and (server.peers.open or not server.executor.idle()):
+        await asyncio.sleep(0.02)
+        for connection in list(server.peers.open):
+            connection.drain()
+    if server.peers.open:
+        log.warning("stopping: %d connections were cut after %g s", len(server.peers.open), grace)
+    await rpcs
+
+
+async def _announce(server: Server, host: str, port: int, grpc_port: int) -> None:
+    """Say where the server listens, what it serves, and how to ask it."""
+    url = f"http://{_in_url(host)}:{port}"
+    _say(f"mserve {__version__} listening on {url} (Ctrl-C stops)")
+    if grpc_port:
+        _say(f"  gRPC on {_in_url(host)}:{grpc_port}")
+    start = time.monotonic()
+    while not server.reconciler.settled() and time.monotonic() - start < SETTLE_S:
+        await asyncio.sleep(0.01)
+    for name, model in server.reconciler.models.items():
+        for version, servable in model.available.items():
+            names = ", ".join(servable.signatures)
+            size = show_bytes(servable.bundle.byte_size)
+            _say(f"  {name} version {version}: available ({size}; signatures: {names})")
+        if not model.available:
+            _say(f"  {name}: nothing to serve yet: {model.why_unavailable()}")
+    while True:
+        for name, model in server.reconciler.models.items():
+            if model.default is not None:
+                _say("Ask it:")
+                _say("  " + curl_line(server.front, name, url))
+                return
+        await asyncio.sleep(0.2)
+
+
+def curl_line(front: Front, name: str, url: str) -> str:
+    """A shell line that makes a prediction when pasted."""
+    servable = front.resolve(name)
+    _, spec = servable.signature()
+    body = tfs_json.encode_inputs(servable.example(), rows=spec.batch_axis is not None).decode()
+    model = f"{url}/v1/models/{quote(name, safe='')}"
+    call = shlex.quote(f"{model}:predict")
+    if len(body) <= INLINE_BODY_CHARS:
+        return f"curl -s -d {shlex.quote(body)} {call}"
+    return f"curl -s {shlex.quote(f'{model}/example')} | curl -s -d @- {call}"
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
