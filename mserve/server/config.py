@@ -247,8 +247,8 @@ def _with_found_models(config: Config, source: Source, known: Collection[str]) -
     base, latest = source.base_path, source.latest or 1
     if base is not None and (config.models or config.server.models):
         what = "both BASE_PATH and the configuration name models"
-        raise UsageError(what, where=source.file, expected="one of them", found=f"BASE_PATH {base}")
-    if base is not None and not is_directory_of_models(base, source.name):
+        raise UsageError(what, where=source.file or "", expected="one of them", found=f"BASE_PATH {base}")
+    if base is not None and not known and not is_directory_of_models(base, source.name):
         name = source.name or recorded_name(base)
         _check_name(name, "the model needs another name", hint="set one with --name")
         return _with_models(config, {name: base}, latest, "BASE_PATH")

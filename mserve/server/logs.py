@@ -28,4 +28,10 @@ def log_to_stderr(table: LogTable) -> None:
     """Begin to log as `[log]` says."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if table.format == "json" else logging.Formatter(TEXT))
-    logging.basicConfig(level=table.level.upper(), handlers=[handler])
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    set_level(table)
+
+
+def set_level(table: LogTable) -> None:
+    """Take `level` for what mserve says; libraries may warn, and no more."""
+    logging.getLogger("mserve").setLevel(table.level.upper())

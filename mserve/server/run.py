@@ -28,7 +28,7 @@ from ..runtime.ort import cpu_budget, share_threads
 from ..wire import tfs_json
 from .app import Server
 from .grpc_server import GrpcServer
-from .logs import log_to_stderr
+from .logs import log_to_stderr, set_level
 from .watch import Change, ConfigWatch
 
 log = logging.getLogger("mserve")
@@ -109,7 +109,7 @@ def _take(server: Server, change: Change | None, problem: str) -> None:
             problem = str(error)
             log.warning("the new configuration is not used: %s", problem)
         else:
-            logging.getLogger().setLevel(change.config.log.level.upper())
+            set_level(change.config.log)
             log.info("took a new configuration")
             for warning in change.config.warnings:
                 if warning not in known:
