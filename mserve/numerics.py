@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from .errors import UsageError
 from .tensors import DTYPES, Array
 
 # Two runs of one float32 model on different CPUs, or in different batches, differ by a
 # few units in the last place after each reduction; real mistakes are far larger.
 RTOL = 1e-3
 ATOL = 1e-5
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,16 @@ def show_bytes(count: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} TB"
+
+
+def parse_size(text: str) -> int:
+    """Bytes from text such as 512MiB, 1GB or 4096. Raises UsageError."""
+    number = text.rstrip("iIbBkKmMgG")
+    unit = text[len(number) :].upper().removesuffix("B")
+    digits = number.isascii() and number.isdigit() and len(number) <= 15
+    if unit not in _UNITS or not digits or int(number) == 0:
+        raise UsageError("bad size", expected="a number with KB, MB, GB, KiB, MiB or GiB", found=text[:40])
+    return int(number) * _UNITS[unit]
 
 
 @dataclass(slots=True)

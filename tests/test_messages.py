@@ -15,7 +15,8 @@ def test_the_shipped_descriptors_are_those_of_the_proto_files(tmp_path: Path) ->
 
     folder, out = DESCRIPTORS.parent, tmp_path / "out.binpb"
     sources = sorted(str(p) for p in folder.glob("*.proto"))
-    flags = [f"-I{folder}", "--include_imports", f"--descriptor_set_out={out}"]
+    wellknown = Path(protoc.__file__).parent / "_proto"
+    flags = [f"-I{folder}", f"-I{wellknown}", "--include_imports", f"--descriptor_set_out={out}"]
     assert protoc.main(["protoc", *flags, *sources]) == 0
 
     def described(path: Path) -> dict[str, bytes]:

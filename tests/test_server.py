@@ -628,7 +628,7 @@ STARTS = [
     ("a version directory", ["{base}/00000001"], 2, ["not a base path", "mserve serve"]),
     ("a taken port", ["{base}", "--port", "{port}"], 4, ["port is taken", "127.0.0.1:{port}", "--port 0"]),
     ("a bad log level", ["{base}", "--log-level", "loud"], 2, ["--log-level"]),
-    ("a bad size", ["{base}", "--max-body", "big"], 2, ["bad size", "big"]),
+    ("a bad size", ["{base}", "--max-body", "big"], 2, ["--max-body", "big"]),
     ("an address that is not ours", ["{base}", "--host", "192.0.2.1"], 4, ["cannot listen", "192.0.2.1"]),
 ]
 

@@ -9,10 +9,9 @@ from typing import Annotated
 import typer
 
 from ..errors import UsageError
+from ..numerics import parse_size
 from . import _output
 from ._output import emit_json
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
 def command(
@@ -104,13 +103,3 @@ def _pairs(flag: str, items: list[str]) -> dict[str, str]:
             raise UsageError(f"bad {flag}", expected="KEY=VALUE", found=item)
         pairs[key] = value
     return pairs
-
-
-def parse_size(text: str) -> int:
-    """Bytes from text such as 512MiB, 1GB or 4096. Raises UsageError."""
-    number = text.rstrip("iIbBkKmMgG")
-    unit = text[len(number) :].upper().removesuffix("B")
-    digits = number.isascii() and number.isdigit() and len(number) <= 15
-    if unit not in _UNITS or not digits or int(number) == 0:
-        raise UsageError("bad size", expected="a number with KB, MB, GB, KiB, MiB or GiB", found=text[:40])
-    return int(number) * _UNITS[unit]

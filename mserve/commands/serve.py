@@ -1,74 +1,113 @@
-"""`mserve serve`: answer requests from a base path's newest version."""
+"""`mserve serve`: answer requests for the models of a base path or of a configuration."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import EnvironmentProblem
+from . import _output
+
+if TYPE_CHECKING:
+    from ..server.config import Config
+
+
+def _flag(text: str, default: str, **limits: Any) -> Any:
+    """A flag that goes before the configuration file when it is given."""
+    return typer.Option(help=text, show_default=default, **limits)
 
 
 def command(
     base_path: Annotated[
-        Path, typer.Argument(metavar="BASE_PATH", help="A base path, or a directory of base paths.")
-    ],
+        Path | None, typer.Argument(metavar="BASE_PATH", help="A base path, or a directory of base paths.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A configuration file; flags go before what it says.")
+    ] = None,
     name: Annotated[str, typer.Option(help="The model's name in URLs; default: as exported.")] = "",
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)
-    ] = 8501,
-    grpc_port: Annotated[
-        int, typer.Option(help="Port for gRPC; 0 takes a free one, -1 none.", min=-1, max=65535)
-    ] = 8500,
-    admin: Annotated[
-        bool, typer.Option("--admin", help="Allow loading and unloading over the network.")
-    ] = False,
-    latest: Annotated[int, typer.Option(help="How many of the newest versions to serve.", min=1)] = 1,
-    max_batch: Annotated[int, typer.Option(help="Rows of a batch, at most.", min=1)] = 128,
-    batch_delay: Annotated[
-        float,
-        typer.Option(help="Milliseconds a request may wait for others.", min=0, max=60_000),
-    ] = 0.0,
-    max_queue: Annotated[int, typer.Option(help="Rows that may wait; more are answered 429.", min=1)] = 8192,
-    max_body: Annotated[str, typer.Option(help="Largest request body.")] = "64MiB",
-    timeout: Annotated[float, typer.Option(help="Seconds a request may take.", min=0.001, max=86_400)] = 30.0,
-    poll: Annotated[float, typer.Option(help="Seconds between looks.", min=0.05, max=86_400)] = 1.0,
+    host: Annotated[str | None, _flag("Address to listen on.", "127.0.0.1")] = None,
+    port: Annotated[int | None, _flag("Port to listen on; 0 takes a free one.", "8501")] = None,
+    grpc_port: Annotated[str | None, _flag("Port for gRPC; 0 takes a free one, off none.", "8500")] = None,
+    latest: Annotated[int | None, _flag("How many of the newest versions to serve.", "1", min=1)] = None,
+    max_batch: Annotated[int | None, _flag("Rows of a batch, at most.", "128")] = None,
+    batch_delay: Annotated[float | None, _flag("Milliseconds a request may wait for others.", "0")] = None,
+    max_queue: Annotated[int | None, _flag("Rows that may wait; more are answered 429.", "8192")] = None,
+    max_body: Annotated[str | None, _flag("Largest request body.", "64MiB")] = None,
+    timeout: Annotated[float | None, _flag("Seconds a request may take.", "30")] = None,
+    poll: Annotated[float | None, _flag("Seconds between looks.", "1")] = None,
     prefetch: Annotated[
         bool, typer.Option("--prefetch", help="Read large weights into memory before a version answers.")
     ] = False,
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    admin: Annotated[
+        bool, typer.Option("--admin", help="Let clients load and unload models, and reload this.")
+    ] = False,
+    log_level: Annotated[str | None, _flag("debug, info, warning or error.", "info")] = None,
+    log_format: Annotated[str | None, _flag("text or json.", "text")] = None,
+    print_config: Annotated[
+        bool,
+        typer.Option("--print-config", help="Check and print the configuration, and exit."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --print-config: one JSON document.")] = False,
 ) -> None:
     """Serve the newest version over HTTP; load new versions as they appear; SIGTERM drains."""
     if sys.platform == "win32":
         raise EnvironmentProblem("serve needs a POSIX system", hint="every other command runs here")
-    import logging
+    from ..server.config import Source
+    from ..server.watch import ConfigWatch
 
-    from ..batching.batcher import Limits
-    from ..errors import UsageError
-    from ..server.app import Options
+    flags = {
+        "server.host": host,
+        "server.port": port,
+        "server.grpc_port": int(grpc_port) if grpc_port and grpc_port.isdecimal() else grpc_port,
+        "server.poll": poll,
+        "server.prefetch": prefetch or None,
+        "server.admin": admin or None,
+        "batching.max_batch": max_batch,
+        "batching.delay_ms": batch_delay,
+        "batching.max_queue": max_queue,
+        "limits.body": max_body,
+        "limits.timeout": timeout,
+        "log.level": log_level,
+        "log.format": log_format,
+    }
+    given = {key: value for key, value in flags.items() if value is not None}
+    watch = ConfigWatch(Source(config, base_path, given, name, latest))
+    if print_config:
+        _print(watch.config, as_json)
+        return
     from ..server.run import run
-    from .export import parse_size
 
-    level = logging.getLevelNamesMapping().get(log_level.upper())
-    if level is None:
-        raise UsageError("bad --log-level", expected="debug, info, warning or error", found=log_level)
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    limits = Limits(max_batch, int(batch_delay * 1e6), max_queue)
-    options = Options(
-        base_path,
-        name,
-        host,
-        port,
-        grpc_port if grpc_port >= 0 else None,
-        admin,
-        limits,
-        parse_size(max_body),
-        timeout,
-        poll,
-        latest,
-        prefetch,
+    raise typer.Exit(run(watch))
+
+
+def _print(config: Config, as_json: bool) -> None:
+    from ..server.config import settings
+
+    for warning in config.warnings:
+        _output.note(f"warning: {warning}")
+    found = settings(config)
+    if as_json:
+        entries = [
+            {
+                "key": s.key,
+                "value": s.value,
+                "origin": s.origin,
+                "restart": s.about.restart,
+                "doc": s.about.doc,
+            }
+            for s in found
+        ]
+        _output.emit_json("config", {"settings": entries, "warnings": list(config.warnings)})
+        return
+    _output.table(("key", "value", "from"), [(s.key, _shown(s.value), s.origin) for s in found])
+
+
+def _shown(value: Any) -> str:
+    import json
+
+    return (
+        "-" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     )
-    raise typer.Exit(run(options))

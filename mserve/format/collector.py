@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +24,12 @@ class Verdict:
     reason: str
 
 
-def collect(base: Path, keep: int, pinned: Collection[int] = (), *, dry_run: bool = False) -> list[Verdict]:
+def collect(
+    base: Path, keep: int, pinned: Mapping[int, str] | None = None, *, dry_run: bool = False
+) -> list[Verdict]:
     """Remove all but the newest `keep` whole versions of a base path, oldest first.
 
-    Kept besides: versions in `pinned`, versions newer than the oldest one kept (they may
+    Kept besides: versions in `pinned`, which says why, versions newer than the oldest one kept (they may
     still be arriving), and versions that a process has loaded. A version is renamed away before
     it is deleted, so that nobody ever sees half of one. Temporary directories of dead
     writers go too. Raises UsageError, EnvironmentProblem.
@@ -38,7 +40,7 @@ def collect(base: Path, keep: int, pinned: Collection[int] = (), *, dry_run: boo
         raise UsageError("not a base path", where=base)
     try:
         with held(base):
-            verdicts = [_judge(v, p, keep, pinned, dry_run) for v, p in _ranked(base)]
+            verdicts = [_judge(v, p, keep, pinned or {}, dry_run) for v, p in _ranked(base)]
             if not dry_run:
                 remove_dead(base)
     except OSError as error:
@@ -62,13 +64,13 @@ def _ranked(base: Path) -> list[tuple[int, tuple[Path, int]]]:
 
 
 def _judge(
-    version: int, place: tuple[Path, int], keep: int, pinned: Collection[int], dry_run: bool
+    version: int, place: tuple[Path, int], keep: int, pinned: Mapping[int, str], dry_run: bool
 ) -> Verdict:
     path, newer = place
     if newer < keep:
         return Verdict(version, path, False, f"one of the newest {keep}")
     if version in pinned:
-        return Verdict(version, path, False, "pinned")
+        return Verdict(version, path, False, pinned[version])
     try:
         lock = acquire(path)
     except BlockingIOError:

@@ -117,9 +117,11 @@ class Reconciler:
         self._scanners = ThreadPoolExecutor(SCAN_THREADS, "mserve-scan")
         self._tasks: set[asyncio.Task[None]] = set()
         self._watches: dict[str, asyncio.Task[None]] = {}
+        self._started = False
 
     def start(self) -> None:
         """Begin to look after every model."""
+        self._started = True
         for name, model in self.models.items():
             if name not in self._watches:
                 self._watches[name] = asyncio.get_running_loop().create_task(self._watch(model))
@@ -152,7 +154,7 @@ class Reconciler:
                 self._adapt(self.models[name], config)
             else:
                 self.models[name] = Model(config)
-        if self._watches:
+        if self._started:
             self.start()
 
     def set_wanted(self, name: str, wanted: bool) -> None:

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from .. import __version__
 from ..batching.batcher import Limits
 from ..batching.executor import Executor
-from ..errors import BundleError, MethodNotAllowed, NotFound, UsageError
-from ..format import META_FILE, open_bundle
-from ..format.layout import versions
+from ..errors import MethodNotAllowed, NotFound
 from ..front import Front
 from ..loader.plan import ModelConfig, Policy
 from ..loader.reconciler import Reconciler
-from ..loader.servable import load
+from ..loader.servable import Batching, load
 from ..runtime.ort import cpu_budget
 from ..wire.http1 import TEXT, Request, Response, json_response
 from . import logs
 from .access import Access
 from .calls import Calls, as_error
+from .config import Config
 from .grpc_server import GrpcServer, Methods
-from .http import BODY_BYTES_MAX, BUFFERED_BYTES_MAX, Cancel, Connection, Peers, Reply, error_response
+from .http import Cancel, Connection, Peers, Reply, error_response
 from .metrics import CONTENT_TYPE, Metrics
+from .request_log import RequestLog, Sampling
 from .rest import VERSION_HEADER
+from .settings import BatchingTable, ModelBatching, ModelTable
 from .tfs_rest import TfsRest, parse_path
 
 log = logging.getLogger("mserve")
@@ -36,81 +36,90 @@ OPEN_PAGES = frozenset({b"/livez", b"/readyz", b"/v2/health/live", b"/v2/health/
 OPEN_METHODS = ("grpc.health.v1.Health/", "inference.GRPCInferenceService/Server")
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How to serve; the command line's flags."""
-
-    base_path: Path
-    name: str = ""
-    host: str = "127.0.0.1"
-    port: int = 8501
-    grpc_port: int | None = None
-    admin: bool = False
-    limits: Limits = Limits()  # noqa: RUF009 - frozen
-    body_max: int = BODY_BYTES_MAX
-    timeout_s: float = 30.0
-    poll_s: float = 1.0
-    latest: int = 1
-    prefetch: bool = False
+def model_configs(config: Config) -> list[ModelConfig]:
+    """The models of a configuration as the reconciler takes them."""
+    return [_model_config(name, table, config.batching) for name, table in config.models.items()]
 
 
-def models_of(options: Options) -> list[ModelConfig]:
-    """The models under a path: one base path, or a directory of base paths.
-
-    Raises UsageError for a path that can never become one.
-    """
-    base = options.base_path
-    if "/" in options.name or not options.name.isprintable():
-        raise UsageError("bad --name", expected="printable characters without '/'", found=repr(options.name))
-    if base.is_file():
-        hint = f"export it first: mserve export {base} BASE_PATH, then: mserve serve BASE_PATH"
-        raise UsageError("serve takes a base path, not a file", where=base, hint=hint)
-    if (base / META_FILE).exists():
-        raise UsageError(
-            "this is one version, not a base path", where=base, hint=f"mserve serve {base.resolve().parent}"
-        )
-    if base.is_dir() and not versions(base):
-        inner = sorted(d for d in base.iterdir() if d.is_dir() and not d.name.startswith(".") and versions(d))
-        if inner:
-            if options.name:
-                raise UsageError(
-                    "--name is for one model", where=base, found=", ".join(d.name for d in inner)
-                )
-            return [ModelConfig(d.name, d, Policy(options.latest)) for d in inner]
-    return [ModelConfig(options.name or _recorded_name(base), base, Policy(options.latest))]
+def _model_config(name: str, table: ModelTable, batching: BatchingTable) -> ModelConfig:
+    match table.versions:
+        case "all":
+            policy = Policy(0)
+        case tuple(listed):
+            policy = Policy(versions=listed)
+        case latest:
+            policy = Policy(latest)
+    own = table.batching
+    override = None
+    if own != ModelBatching():
+        rows = batching.max_batch if own.max_batch is None else own.max_batch
+        delay_ms = batching.delay_ms if own.delay_ms is None else own.delay_ms
+        override = Batching(rows, _ms(delay_ms))
+    first = table.transition == "unload-first"
+    return ModelConfig(name, table.base_path, policy, table.labels, first, override)
 
 
-def _recorded_name(base: Path) -> str:
-    """The name recorded at export in the newest version that can be read, else the directory's."""
-    try:
-        for path in reversed(list(versions(base).values())):
-            try:
-                if name := open_bundle(path).metagraph.name:
-                    return name
-            except BundleError:
-                continue
-    except OSError:
-        pass
-    return base.resolve().name
+def _limits(table: BatchingTable) -> Limits:
+    return Limits(table.max_batch, _ms(table.delay_ms), table.max_queue)
+
+
+def _ms(milliseconds: float) -> int:
+    return int(milliseconds * 1e6)
+
+
+def _access(config: Config) -> Access:
+    return Access(config.auth.tokens, config.auth.admin_tokens, config.server.admin)
+
+
+def _request_log(config: Config) -> RequestLog | None:
+    table = config.request_log
+    if table.path is None:
+        return None
+    return RequestLog(Sampling(table.path, table.sample, frozenset(table.redact), table.max_bytes))
 
 
 class Server:
     """Everything that lives on the event loop."""
 
-    def __init__(self, options: Options, models: Sequence[ModelConfig]) -> None:
-        self.options = options
-        budget = cpu_budget()
-        opener = partial(load, prefetch=options.prefetch)
-        self.reconciler = Reconciler(models, opener=opener, poll_s=options.poll_s)
-        self.executor = Executor(options.limits, workers=budget)
-        self.front = Front(self.reconciler.models, self.executor, options.timeout_s)
+    def __init__(self, config: Config) -> None:
+        """`config_problem` says why the newest configuration is not used, or is ""."""
+        self.config = config
+        self.config_problem = ""
+        opener = partial(load, prefetch=config.server.prefetch)
+        self.reconciler = Reconciler(model_configs(config), opener=opener, poll_s=config.server.poll)
+        self.executor = Executor(_limits(config.batching), workers=cpu_budget())
+        self.front = Front(self.reconciler.models, self.executor, config.limits.timeout)
         self.metrics = Metrics(self.reconciler.models)
-        self.peers = Peers(options.body_max, max(BUFFERED_BYTES_MAX, 2 * options.body_max))
+        self.peers = Peers(config.limits.body)
         self.calls = Calls(self.front, self.metrics)
-        self.access = Access(admin=options.admin)
+        self.access = _access(config)
         self.draining = False
-        self.access_log = False
+        self.access_log = bool(config.log.access)
+        self.request_log = _request_log(config)
+        if self.request_log is not None:
+            self.calls.observers.append(self.request_log.observe)
         self._tfs = TfsRest(self.calls, self.peers)
+        self._apply(config)
+
+    def reconfigure(self, config: Config) -> None:
+        """Take another configuration, but for the keys that need a restart; requests go on.
+
+        Raises InputError, and nothing has changed, when a token file cannot be read.
+        """
+        self.access = _access(config)
+        self.config = config
+        self._apply(config)
+        self.reconciler.poll_s = config.server.poll
+        self.reconciler.configure(model_configs(config))
+
+    def _apply(self, config: Config) -> None:
+        """Take the limits of a configuration."""
+        limits = config.limits
+        self.executor.batcher.limits = _limits(config.batching)
+        self.front.timeout_ns = int(limits.timeout * 1e9)
+        self.peers.buffered_max = limits.buffered
+        self.peers.connections_max = limits.connections
+        self.peers.idle_timeout_s, self.peers.send_timeout_s = limits.idle, limits.send
 
     def handle(self, request: Request, reply: Reply) -> Cancel | None:
         """Answer one request, now or later."""

@@ -15,42 +15,45 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from contextlib import suppress
 from urllib.parse import quote
 
 import uvloop
 
 from .. import __version__
-from ..errors import EnvironmentProblem
+from ..errors import EnvironmentProblem, MserveError
 from ..front import Front
-from ..loader.plan import ModelConfig
 from ..numerics import show_bytes
 from ..runtime.ort import cpu_budget, share_threads
 from ..wire import tfs_json
-from .app import Options, Server, models_of
+from .app import Server
+from .config import Config
 from .grpc_server import GrpcServer
+from .logs import begin, set_level
+from .tls import Files, Tls
+from .watch import Change, ConfigWatch
 
 log = logging.getLogger("mserve")
 
-GRACE_S = 30.0
 SETTLE_S = 60.0
 INLINE_BODY_CHARS = 300
 
 
-def run(options: Options) -> int:
+def run(watch: ConfigWatch) -> int:
     """Serve until a signal says stop. Returns the exit code.
 
-    Raises UsageError (path), EnvironmentProblem (port taken).
+    Raises UsageError (something that the server does not do), EnvironmentProblem (port taken).
     """
-    models = models_of(options)
+    begin(watch.config.log)
     share_threads(cpu_budget())
-    return uvloop.run(_serve(options, models))
+    return uvloop.run(_serve(watch))
 
 
-async def _serve(options: Options, models: Sequence[ModelConfig]) -> int:
+async def _serve(watch: ConfigWatch) -> int:
     loop = asyncio.get_running_loop()
-    server = Server(options, models)
-    stop = asyncio.Event()
+    config = watch.config
+    server = Server(config)
+    stop, reload = asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:
         if stop.is_set():
@@ -60,15 +63,19 @@ async def _serve(options: Options, models: Sequence[ModelConfig]) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    listener = await _listen(loop, server)
+    loop.add_signal_handler(signal.SIGHUP, reload.set)
+    tls = _tls(config)
+    listener = await _listen(loop, server, tls)
     port = listener.sockets[0].getsockname()[1]
     grpc_server = server.grpc()
-    if options.grpc_port is not None:
-        await grpc_server.start(f"{options.host}:{options.grpc_port}")
+    if config.server.grpc_port is not None:
+        address = f"{_in_url(config.server.host)}:{config.server.grpc_port}"
+        await grpc_server.start(address, tls.credentials() if tls else None)
     server.reconciler.start()
     background = [
         loop.create_task(_sweep(server)),
-        loop.create_task(_announce(server, options.host, port, grpc_server.port)),
+        loop.create_task(_follow(server, watch, reload, tls)),
+        loop.create_task(_announce(server, port, grpc_server.port)),
     ]
     await stop.wait()
     await _drain(server, listener, grpc_server)
@@ -80,15 +87,63 @@ async def _serve(options: Options, models: Sequence[ModelConfig]) -> int:
     return 0
 
 
-async def _listen(loop: asyncio.AbstractEventLoop, server: Server) -> asyncio.Server:
-    options = server.options
+def _tls(config: Config) -> Tls | None:
+    files = config.tls
+    if files.cert is None or files.key is None:
+        return None
+    return Tls(Files(files.cert, files.key, files.client_ca))
+
+
+async def _follow(server: Server, watch: ConfigWatch, reload: asyncio.Event, tls: Tls | None) -> None:
+    """Read the configuration, tokens and certificates again when they change; SIGHUP asks for it at once."""
+    for warning in watch.config.warnings:
+        log.warning("%s", warning)
+    while True:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(server.config.server.poll):
+                await reload.wait()
+        try:
+            await asyncio.to_thread(server.access.follow)
+            if tls is not None:
+                await asyncio.to_thread(tls.renew)
+            if reload.is_set() or await asyncio.to_thread(watch.due):
+                reload.clear()
+                _take(server, await asyncio.to_thread(watch.reload), watch.problem)
+        except Exception:
+            log.exception("our bug while following the configuration")
+
+
+def _take(server: Server, change: Change | None, problem: str) -> None:
+    """Make a configuration that was read the server's, or note why it cannot be."""
+    if change is not None:
+        try:
+            known = server.config.warnings
+            server.reconfigure(change.config)
+        except MserveError as error:
+            problem = str(error)
+            log.warning("the new configuration is not used: %s", problem)
+        else:
+            set_level(change.config.log)
+            log.info("took a new configuration")
+            for warning in change.config.warnings:
+                if warning not in known:
+                    log.warning("%s", warning)
+            if change.restart:
+                log.warning("these keys take effect with a restart: %s", ", ".join(change.restart))
+    server.config_problem = problem
+
+
+async def _listen(loop: asyncio.AbstractEventLoop, server: Server, tls: Tls | None) -> asyncio.Server:
+    config, context = server.config.server, tls.context if tls else None
     try:
-        return await loop.create_server(server.connection, options.host, options.port, backlog=4096)
+        return await loop.create_server(
+            server.connection, config.host, config.port, backlog=4096, ssl=context
+        )
     except OSError as error:
         taken = error.errno == errno.EADDRINUSE
         raise EnvironmentProblem(
             "the port is taken" if taken else "cannot listen",
-            where=f"{options.host}:{options.port}",
+            where=f"{config.host}:{config.port}",
             found="another process listens there" if taken else (error.strerror or error),
             hint="choose another --port; --port 0 takes any free one" if taken else "check --host and --port",
         ) from error
@@ -107,25 +162,27 @@ async def _drain(server: Server, listener: asyncio.Server, grpc_server: GrpcServ
     log.info("stopping: finishing %d connections", len(server.peers.open))
     server.draining = True
     listener.close()
-    rpcs = asyncio.get_running_loop().create_task(grpc_server.stop(GRACE_S))
+    grace = server.config.server.grace
+    rpcs = asyncio.get_running_loop().create_task(grpc_server.stop(grace))
     for connection in list(server.peers.open):
         connection.drain()
-    deadline = time.monotonic() + GRACE_S
+    deadline = time.monotonic() + grace
     while time.monotonic() < deadline and (server.peers.open or not server.executor.idle()):
         await asyncio.sleep(0.02)
         for connection in list(server.peers.open):
             connection.drain()
     if server.peers.open:
-        log.warning("stopping: %d connections were cut after %g s", len(server.peers.open), GRACE_S)
+        log.warning("stopping: %d connections were cut after %g s", len(server.peers.open), grace)
     await rpcs
 
 
-async def _announce(server: Server, host: str, port: int, grpc_port: int) -> None:
+async def _announce(server: Server, port: int, grpc_port: int) -> None:
     """Say where the server listens, what it serves, and how to ask it."""
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    host, scheme = server.config.server.host, "https" if server.config.tls.cert else "http"
+    url = f"{scheme}://{_in_url(host)}:{port}"
     _say(f"mserve {__version__} listening on {url} (Ctrl-C stops)")
     if grpc_port:
-        _say(f"  gRPC on {f'[{host}]' if ':' in host else host}:{grpc_port}")
+        _say(f"  gRPC on {_in_url(host)}:{grpc_port}")
     start = time.monotonic()
     while not server.reconciler.settled() and time.monotonic() - start < SETTLE_S:
         await asyncio.sleep(0.01)
@@ -138,7 +195,7 @@ async def _announce(server: Server, host: str, port: int, grpc_port: int) -> Non
             _say(f"  {name}: nothing to serve yet: {model.why_unavailable()}")
     while True:
         for name, model in server.reconciler.models.items():
-            if model.available:
+            if model.default is not None:
                 _say("Ask it:")
                 _say("  " + curl_line(server.front, name, url))
                 return
@@ -155,6 +212,10 @@ def curl_line(front: Front, name: str, url: str) -> str:
     if len(body) <= INLINE_BODY_CHARS:
         return f"curl -s -d {shlex.quote(body)} {call}"
     return f"curl -s {shlex.quote(f'{model}/example')} | curl -s -d @- {call}"
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _say(line: str) -> None:
