@@ -1,7 +1,7 @@
 """Tables: keys to rows, from a CSV file, an npz archive or a mapping of arrays.
 
 The rows are sorted by key, or by the hash of a text key, and become the weights of a
-graph of one node (FORMAT.md, section 7; `runtime.table` looks things up in it). From
+graph of one node (FORMAT.md, section 5; `runtime.table` looks things up in it). From
 there a table is exported as any other model.
 """
 

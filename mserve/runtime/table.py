@@ -1,7 +1,7 @@
 """Tables: keys to rows, looked up in the bundle's own bytes.
 
 A table is a graph of one node, `mserve.Lookup`, whose weights are the sorted keys and
-the columns in the same order (FORMAT.md, section 7). Nothing is built at load: keys are
+the columns in the same order (FORMAT.md, section 5). Nothing is built at load: keys are
 found by binary search in the sorted array, and the rows that were found are copied out
 of the columns. So a table takes no memory beside its shards, and of those only the
 pages that are looked up.
