@@ -211,3 +211,10 @@ def set_json(proto: ModelProto, key: str, change: Callable[[Any], Any]) -> None:
 def tree(directory: Path) -> dict[str, bytes]:
     """Every file below a directory, by relative name."""
     return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+
+
+def words(*texts: str) -> Array:
+    """Text as requests carry it: an object array of str, which keeps a NUL at the end."""
+    array = np.empty(len(texts), dtype=object)
+    array[:] = texts
+    return array

@@ -60,7 +60,10 @@ def column(given: Any, where: str) -> Array | Text:
     """An array as a column. Raises InputError: no rows, a dtype that requests cannot carry, bad text."""
     import numpy as np
 
-    array = np.asarray(given)
+    try:
+        array = np.asarray(given)
+    except ValueError as error:  # rows of different length
+        raise InputError("not a column", where=where, found=error) from error
     if array.ndim == 0 or array.size == 0 or array.ndim > MAX_DIMS:
         expected = f"[rows, ...] with at least one value, and at most {MAX_DIMS} dimensions"
         raise InputError("not a column", where=where, expected=expected, found=f"shape {list(array.shape)}")

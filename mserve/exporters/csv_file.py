@@ -18,7 +18,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, TextIO
 
 from ..errors import InputError
 from ..files import open_input
@@ -42,7 +42,7 @@ def read_csv(path: Path, key: str) -> Columns:
     Raises InputError naming line and column: no header, a cell too many or too few, a
     missing value, a number that float32 cannot hold, quotes or bytes that make no sense.
     """
-    with open_input(path) as file:
+    with io.TextIOWrapper(open_input(path), "utf-8-sig", newline="") as file:
         rows = _rows(file, path)
         _, header = next(rows, (0, []))
         _check_header(header, path)
@@ -55,10 +55,9 @@ def read_csv(path: Path, key: str) -> Columns:
     return Columns(key, columns, str(path), np.frombuffer(lines, np.int64), "line")
 
 
-def _rows(file: BinaryIO, path: Path) -> Iterator[Row]:
+def _rows(file: TextIO, path: Path) -> Iterator[Row]:
     """The rows of a file, each with the line in which it begins; empty lines are passed over."""
-    text = io.TextIOWrapper(file, "utf-8-sig", newline="")
-    reader, line = csv.reader(text, strict=True), 1
+    reader, line = csv.reader(file, strict=True), 1
     try:
         for cells in reader:
             if cells:
@@ -70,8 +69,6 @@ def _rows(file: BinaryIO, path: Path) -> Iterator[Row]:
         raise InputError(
             "the CSV file is not UTF-8", where=f"{path}: after line {line}", found=error
         ) from error
-    finally:
-        text.detach()
 
 
 def _check_header(header: list[str], path: Path) -> None:
