@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -35,6 +36,7 @@ COLUMNS: dict[str, Array] = {
     "f4": np.array([1.5, np.nan, np.inf, -0.0, 1e-45], np.float32),
     "f8": np.linspace(0, 1, 5),
     "f2": np.arange(5).astype(np.float16),
+    "bfloat16": np.arange(5).astype(ml_dtypes.bfloat16),
     "i8": np.array([0, -1, 2**63 - 1, -(2**63), 5]),
     "i1": np.arange(5, dtype=np.int8) - 2,
     "u8": np.array([0, 1, 2**64 - 1, 3, 4], np.uint64),

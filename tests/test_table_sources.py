@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from builders import words
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import mserve
 from mserve.errors import (
     InputError,
     UsageError,
 )
+from mserve.exporters.columns import Text
+from mserve.exporters.csv_file import read_csv
 from mserve.loader.servable import Servable
 
 
@@ -108,6 +113,41 @@ def test_bad_csv_files(why: str, text: str | bytes, said: str, tmp_path: Path) -
         mserve.export(path, tmp_path / "base")
     assert said.format(path) in str(caught.value), why
     assert not list((tmp_path / "base").glob("*"))
+
+
+CELLS = st.one_of(
+    st.integers(-(2**65), 2**65).map(str),
+    st.floats().map(repr),
+    st.sampled_from(["true", "FALSE", "True", "", "-0", "00", "1e5", "nan", ".5", "5.", "+1", "1 "]),
+    st.text(st.characters(codec="utf-8"), max_size=4),
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_no_cell_of_a_csv_file_changes_its_meaning(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Whatever type a column gets, each value says what its cell says; else the file is refused."""
+    kind = data.draw(st.sampled_from([CELLS, st.integers().map(str), st.floats(width=32).map(repr)]))
+    cells = data.draw(st.lists(kind, min_size=1, max_size=6))
+    path = tmp_path_factory.mktemp("csv") / "table.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([["key", "v"], *((f"k{i}", cell) for i, cell in enumerate(cells))])
+    try:
+        columns = read_csv(path, "").columns
+    except InputError as error:
+        missing, large = error.what == "a value is missing", error.what == "a number is too large for float32"
+        assert (missing and "" in cells) or (large and any(abs(float(c)) > 3.4e38 for c in cells))
+        return
+    column = columns["v"]
+    if isinstance(column, Text):
+        assert [word.decode() for word in column.words(np.arange(len(cells)))] == cells
+        return
+    says = {"i": int, "b": lambda cell: cell.lower() == "true", "f": np.float32}[column.dtype.kind]
+    assert np.array_equal(
+        column, np.array([says(cell) for cell in cells]), equal_nan=column.dtype.kind == "f"
+    )
 
 
 KEY = np.array([1, 2])
