@@ -157,7 +157,7 @@ class NotAFile(BundleError):
 
 
 class ModelRefused(BundleError):
-    """The files are whole, and ONNX Runtime does not accept the model."""
+    """The files are whole, and the engine does not accept what is in them."""
 
     code = "model-refused"
 

@@ -22,7 +22,7 @@ from ..examples import generate
 from ..format import Bundle, open_bundle
 from ..format.golden import Golden, unpack
 from ..format.locks import Lock, acquire
-from ..runtime.ort import Session, open_sessions
+from ..runtime.engines import Engine, open_engines
 from ..tensors import DEFAULT_SIGNATURE, Array, Signature, check_inputs, fill_defaults, plain_text
 from .cache import local_copy
 
@@ -84,7 +84,7 @@ class Servable:
     overrides the server's.
     """
 
-    def __init__(self, bundle: Bundle, sessions: Mapping[str, Session], golden: Mapping[str, Golden]) -> None:
+    def __init__(self, bundle: Bundle, sessions: Mapping[str, Engine], golden: Mapping[str, Golden]) -> None:
         self.bundle = bundle
         self.version = bundle.version
         self.signatures: Mapping[str, Signature] = bundle.metagraph.signatures
@@ -184,7 +184,7 @@ def load(path: str | os.PathLike[str], *, prefetch: bool = False) -> Servable:
         lock = acquire(bundle.path, shared=True)
     except OSError as error:  # it is being removed, or is gone
         raise BundleIncomplete("the version is being removed", where=bundle.path, found=error) from error
-    sessions = open_sessions(bundle, prefetch=prefetch)
+    sessions = open_engines(bundle, prefetch=prefetch)
     golden: Mapping[str, Golden] = {}
     if bundle.metagraph.golden:
         golden = unpack(bundle.file(bundle.metagraph.golden), bundle.metagraph.signatures)
