@@ -13,14 +13,9 @@ from ..numerics import parse_size
 from . import _output
 from ._output import emit_json
 
-<<<<<<< HEAD
-=======
 if TYPE_CHECKING:
     from ..exporters.pipeline import Export
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
-
->>>>>>> table
 
 def command(
     source: Annotated[
