@@ -211,7 +211,7 @@ def test_all_problems_are_told_at_once() -> None:
 def test_files_that_are_named_must_be_readable(tmp_path: Path) -> None:
     file, tokens = tmp_path / "mserve.toml", tmp_path / "tokens.txt"
     file.write_text('[auth]\ntokens = "tokens.txt"\n')
-    with pytest.raises(InputError, match=r"mserve.toml:2: \[auth\] tokens.*No such file"):
+    with pytest.raises(InputError, match=r"mserve.toml:2: auth.tokens.*No such file"):
         load(Source(file))
     tokens.write_text("# nobody\n")
     with pytest.raises(InputError, match="holds no token"):
@@ -549,7 +549,7 @@ def test_a_server_starts_with_no_model_and_json_lines(tmp_path: Path) -> None:
         server.wait_until(lambda: server.predict("c", X).status == 200)
         entries = [json.loads(line) for line in server.log().splitlines() if line.startswith("{")]
         told = [e for e in entries if e["message"] == "took a new configuration"]
-        assert [(e["level"], e.keys()) for e in told] == [("info", {"time", "level", "message"})]
+        assert [(e["level"], e.keys()) for e in told] == [("info", {"time", "level", "logger", "message"})]
 
 
 def test_serve_needs_something_to_serve() -> None:

@@ -69,7 +69,9 @@ class Model:
         if DEFAULT_LABEL in self.config.labels:
             self.default = self.available.get(self.labels.get(DEFAULT_LABEL, -1))
         else:
-            self.default = self.available[max(self.available)] if self.available else None
+            named = [v for v in self.config.policy.versions if v in self.available]
+            newest = max(named or self.available, default=None)
+            self.default = None if newest is None else self.available[newest]
 
     def why(self, version: int) -> str:
         """The state of a version, for people."""
@@ -191,8 +193,10 @@ class Reconciler:
                 del self.models[model.config.name], self._watches[model.config.name]
                 return
             model.wake.clear()
+            # Not wait_for: in Python 3.11 it loses a cancellation that comes with its result.
             with suppress(TimeoutError):
-                await asyncio.wait_for(model.wake.wait(), self.poll_s)
+                async with asyncio.timeout(self.poll_s):
+                    await model.wake.wait()
 
     async def _step(self, model: Model) -> None:
         """One look at a base path, and the actions that follow; loads go on in the background."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, UsageError
-from ..files import open_input, read_input
+from ..files import read_input
 from .access import TokenFile
 from .base_paths import is_directory_of_models, models_in, recorded_name
 from .settings import (
@@ -34,6 +34,7 @@ from .settings import (
     show,
 )
 from .tables import TableReader, dotted, raise_problems
+from .tls import Files, Tls
 from .toml_lines import key_lines
 
 FILE_BYTES_MAX = 1 << 20
@@ -207,20 +208,27 @@ def _clash(config: Config, key: str, expected: str, found: object) -> InputError
     return InputError("the configuration contradicts itself", where=where, expected=expected, found=found)
 
 
+def tls_files(config: Config) -> Files | None:
+    """The files for TLS, or None for a server without it."""
+    table = config.tls
+    return Files(table.cert, table.key, table.client_ca) if table.cert and table.key else None
+
+
 def _unreadable(config: Config) -> Iterator[InputError]:
-    """Certificates and token files that cannot be read."""
-    for name in ("tls", "auth"):
-        table = getattr(config, name)
-        for item in fields(table):
-            if path := getattr(table, item.name):
-                try:
-                    if name == "auth":
-                        TokenFile(path).read()
-                    open_input(path).close()
-                except InputError as error:
-                    where = f"{config.origins[f'{name}.{item.name}']}: [{name}] {item.name}"
-                    found = f"{path}: {error.found}" if error.found else path
-                    yield InputError(error.what, where=where, expected=error.expected, found=found)
+    """Certificates and token files that cannot be used."""
+    files, auth = tls_files(config), config.auth
+    checks: dict[str, Callable[[], object]] = {}
+    if files is not None:
+        checks["tls.cert"] = lambda: Tls(files)
+    for key, path in (("auth.tokens", auth.tokens), ("auth.admin_tokens", auth.admin_tokens)):
+        if path is not None:
+            checks[key] = TokenFile(path).read
+    for key, check in checks.items():
+        try:
+            check()
+        except InputError as error:
+            where = f"{config.origins.get(key, DEFAULT)}: {key}, {error.where}"
+            yield InputError(error.what, where=where, expected=error.expected, found=error.found)
 
 
 def _contradictions(config: Config) -> Iterator[InputError]:

@@ -26,9 +26,13 @@ from ..front import Front
 from ..numerics import show_bytes
 from ..runtime.ort import cpu_budget, share_threads
 from ..wire import tfs_json
+from . import logs
 from .app import Server
+from .config import tls_files
 from .grpc_server import GrpcServer
-from .logs import log_to_stderr, set_level
+from .request_log import RequestLog, Sampling
+from .settings import LogTable, RequestLogTable
+from .tls import Tls
 from .watch import Change, ConfigWatch
 
 log = logging.getLogger("mserve")
@@ -42,7 +46,8 @@ def run(watch: ConfigWatch) -> int:
 
     Raises UsageError (something that the server does not do), EnvironmentProblem (port taken).
     """
-    log_to_stderr(watch.config.log)
+    table = watch.config.log
+    logs.configure(_level(table), as_json=table.format == "json", access_log=table.access)
     share_threads(cpu_budget())
     return uvloop.run(_serve(watch))
 
@@ -51,6 +56,11 @@ async def _serve(watch: ConfigWatch) -> int:
     loop = asyncio.get_running_loop()
     config = watch.config
     server = Server(config)
+    files = tls_files(config)
+    tls = Tls(files) if files else None
+    recorder = _recorder(config.request_log)
+    if recorder:
+        server.calls.observers.append(recorder.observe)
     stop, reload = asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:
@@ -62,15 +72,16 @@ async def _serve(watch: ConfigWatch) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     loop.add_signal_handler(signal.SIGHUP, reload.set)
-    listener = await _listen(loop, server)
+    listener = await _listen(loop, server, tls)
     port = listener.sockets[0].getsockname()[1]
     grpc_server = server.grpc()
     if config.server.grpc_port is not None:
-        await grpc_server.start(f"{_in_url(config.server.host)}:{config.server.grpc_port}")
+        address = f"{_in_url(config.server.host)}:{config.server.grpc_port}"
+        await grpc_server.start(address, tls.credentials() if tls else None)
     server.reconciler.start()
     background = [
         loop.create_task(_sweep(server)),
-        loop.create_task(_follow(server, watch, reload)),
+        loop.create_task(_follow(server, watch, tls, reload)),
         loop.create_task(_announce(server, config.server.host, port, grpc_server.port)),
     ]
     await stop.wait()
@@ -80,18 +91,33 @@ async def _serve(watch: ConfigWatch) -> int:
     await asyncio.gather(*background, return_exceptions=True)
     server.executor.close()
     await server.reconciler.close()
+    if recorder:
+        recorder.close()
     return 0
 
 
-async def _follow(server: Server, watch: ConfigWatch, reload: asyncio.Event) -> None:
-    """Read the configuration again when it changes, or when SIGHUP asks for it; tokens too."""
+def _recorder(table: RequestLogTable) -> RequestLog | None:
+    if table.path is None:
+        return None
+    return RequestLog(Sampling(table.path, table.sample, frozenset(table.redact), table.max_bytes))
+
+
+def _level(table: LogTable) -> int:
+    return logging.getLevelNamesMapping()[table.level.upper()]
+
+
+async def _follow(server: Server, watch: ConfigWatch, tls: Tls | None, reload: asyncio.Event) -> None:
+    """Read the configuration again when it changes or SIGHUP asks for it; tokens and certificates too."""
     for warning in watch.config.warnings:
         log.warning("%s", warning)
     while True:
         with suppress(TimeoutError):
-            await asyncio.wait_for(reload.wait(), server.config.server.poll)
+            async with asyncio.timeout(server.config.server.poll):
+                await reload.wait()
         try:
             await asyncio.to_thread(server.access.follow)
+            if tls:
+                await asyncio.to_thread(tls.renew)
             if reload.is_set() or await asyncio.to_thread(watch.due):
                 reload.clear()
                 _take(server, await asyncio.to_thread(watch.reload), watch.problem)
@@ -109,7 +135,7 @@ def _take(server: Server, change: Change | None, problem: str) -> None:
             problem = str(error)
             log.warning("the new configuration is not used: %s", problem)
         else:
-            set_level(change.config.log)
+            log.setLevel(_level(change.config.log))
             log.info("took a new configuration")
             for warning in change.config.warnings:
                 if warning not in known:
@@ -119,10 +145,11 @@ def _take(server: Server, change: Change | None, problem: str) -> None:
     server.config_problem = problem
 
 
-async def _listen(loop: asyncio.AbstractEventLoop, server: Server) -> asyncio.Server:
+async def _listen(loop: asyncio.AbstractEventLoop, server: Server, tls: Tls | None) -> asyncio.Server:
     config = server.config.server
     try:
-        return await loop.create_server(server.connection, config.host, config.port, backlog=4096)
+        secure = tls.context if tls else None
+        return await loop.create_server(server.connection, config.host, config.port, ssl=secure, backlog=4096)
     except OSError as error:
         taken = error.errno == errno.EADDRINUSE
         raise EnvironmentProblem(
@@ -162,7 +189,7 @@ async def _drain(server: Server, listener: asyncio.Server, grpc_server: GrpcServ
 
 async def _announce(server: Server, host: str, port: int, grpc_port: int) -> None:
     """Say where the server listens, what it serves, and how to ask it."""
-    url = f"http://{_in_url(host)}:{port}"
+    url = f"http{'s' if server.config.tls.cert else ''}://{_in_url(host)}:{port}"
     _say(f"mserve {__version__} listening on {url} (Ctrl-C stops)")
     if grpc_port:
         _say(f"  gRPC on {_in_url(host)}:{grpc_port}")
