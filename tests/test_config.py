@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
+import shutil
 import signal
+import ssl
 import subprocess
 import sys
 from contextlib import suppress
@@ -128,6 +131,9 @@ BAD = [
     ("[server]\nport = 1\nport = 2\n", ["not TOML", "line 3"]),
     ("x = " + "[" * 20_000, ["nested too deeply"]),
     ("x = " + "9" * 5000, ["not TOML"]),
+    (f"server{'.a' * 400_000} = 1", ["nested too deeply"]),
+    (f"server.port{'.a' * 990} = 1", ["[server] port", "something deeply nested"]),
+    (f"server{'.a' * 990} = 1", ["[server] a", "unknown key"]),
     ("[server]\nprot = 1", ["mserve.toml:2: [server] prot", "unknown key", 'did you mean "port"']),
     ("[servre]\nport = 1", ["mserve.toml:1: [servre]", "unknown table", 'did you mean "server"']),
     ("port = 1", ["mserve.toml:1: [port]", "unknown table", "port belongs in [server]"]),
@@ -500,6 +506,18 @@ def test_a_watch_finds_new_base_paths_and_never_loses_all(tmp_path: Path) -> Non
     assert list(watch.config.models) == ["a"]
 
 
+def test_another_directory_of_models_brings_its_own(tmp_path: Path) -> None:
+    (tmp_path / "old" / "a" / "1").mkdir(parents=True)
+    (tmp_path / "new").mkdir()
+    file = tmp_path / "mserve.toml"
+    file.write_text('[server]\nmodels = "old"\n')
+    watch = ConfigWatch(Source(file))
+    assert list(watch.config.models) == ["a"]
+    file.write_text('[server]\nmodels = "new/"\n')
+    watch.reload()
+    assert list(watch.config.models) == [], "what was found elsewhere is not kept for it"
+
+
 def test_keys_that_need_a_restart() -> None:
     before, after = read(MODEL), read(MODEL + "[server]\nport = 1\nadmin = true\n[tls]\ncert='c'\nkey='k'\n")
     assert needing_restart(before, after) == ["server.port", "tls.cert", "tls.key"]
@@ -550,6 +568,60 @@ def test_a_server_starts_with_no_model_and_json_lines(tmp_path: Path) -> None:
         entries = [json.loads(line) for line in server.log().splitlines() if line.startswith("{")]
         told = [e for e in entries if e["message"] == "took a new configuration"]
         assert [(e["level"], e.keys()) for e in told] == [("info", {"time", "level", "logger", "message"})]
+
+
+def make_certificate(folder: Path) -> None:
+    """A key and a certificate that signs itself, for localhost."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl")
+    subprocess.run(
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost "
+        "-addext subjectAltName=IP:127.0.0.1 -keyout key.pem -out cert.pem".split(),
+        cwd=folder,
+        capture_output=True,
+        check=True,
+    )
+
+
+@pytest.mark.parametrize("mutual", [False, True], ids=["TLS", "mutual TLS"])
+def test_a_server_speaks_tls_with_tokens_and_logs(tmp_path: Path, mutual: bool) -> None:
+    make_certificate(tmp_path)
+    publish(tmp_path / "c", 1.0)
+    (tmp_path / "tokens.txt").write_text("secret\n")
+    file = tmp_path / "mserve.toml"
+    file.write_text(
+        '[models.c]\nbase_path = "c"\n[tls]\ncert = "cert.pem"\nkey = "key.pem"\n'
+        + 'client_ca = "cert.pem"\n' * mutual
+        + '[auth]\ntokens = "tokens.txt"\n[log]\naccess = "access.log"\n'
+        + '[request_log]\npath = "requests.jsonl"\nsample = 1\nredact = ["x"]\n'
+    )
+    context = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
+
+    def ask(token: str) -> int:
+        connection = http.client.HTTPSConnection("127.0.0.1", server.port, context=context, timeout=30)
+        headers = {"Authorization": f"Bearer {token}"}
+        try:
+            connection.request("POST", "/v1/models/c:predict", json.dumps(X), headers)
+            return connection.getresponse().status
+        finally:
+            connection.close()
+
+    with serving(f"--config={file}", tmp_path / "log", ready=False) as server:
+        server.wait_until(lambda: "curl" in server.log())
+        if mutual:
+            with pytest.raises(OSError, match=r"(?i)certificate|reset|closed|EOF"):
+                ask("secret")
+            context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+        assert (ask("secret"), ask("guess")) == (200, 401)
+        (tmp_path / "tokens.txt").write_text("another\n")
+        server.wait_until(lambda: (ask("secret"), ask("another")) == (401, 200))
+        assert server.stop() == 0
+    access = [json.loads(line) for line in (tmp_path / "access.log").read_text().splitlines()]
+    assert [entry["code"] for entry in access[:2]] == ["200", "401"]
+    first = json.loads((tmp_path / "requests.jsonl").read_text().splitlines()[0])
+    assert first["inputs"] == {"x": {"redacted": True}}
+    for name in ("access.log", "requests.jsonl", "log"):
+        assert "secret" not in (tmp_path / name).read_text()
 
 
 def test_serve_needs_something_to_serve() -> None:

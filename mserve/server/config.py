@@ -38,6 +38,7 @@ from .tls import Files, Tls
 from .toml_lines import key_lines
 
 FILE_BYTES_MAX = 1 << 20
+DOTS_MAX = 1000
 DEFAULT = "default"
 
 
@@ -81,10 +82,10 @@ class Setting:
     about: Key
 
 
-def load(source: Source, known: Collection[str] = ()) -> Config:
+def load(source: Source, known: Collection[Path] = ()) -> Config:
     """Read and check a whole configuration, and that the files it names can be read.
 
-    `known` names the models that an earlier reading found in `[server] models`. Raises
+    `known` are the base paths that an earlier reading found in `[server] models`. Raises
     InputError for what is wrong in a file, UsageError for the command line.
     """
     config = parse(source, read_text(source.file) if source.file else "", known)
@@ -100,7 +101,7 @@ def read_text(file: Path) -> str:
         raise InputError("the configuration is not UTF-8 text", where=file, found=error) from error
 
 
-def parse(source: Source, text: str, known: Collection[str] = ()) -> Config:
+def parse(source: Source, text: str, known: Collection[Path] = ()) -> Config:
     """A configuration from the text of its file, without a look at the files that it names."""
     _check_usage(source)
     if source.file is not None and is_model_config_list(source.file, text):
@@ -184,10 +185,14 @@ def _check_name(name: str, what: str, hint: str = "") -> None:
 
 
 def _toml(source: Source, text: str) -> dict[str, Any]:
+    too_deep = InputError("the configuration is nested too deeply", where=source.file)
+    # The standard library's time for a dotted key grows with the square of its parts.
+    if any(line.count(".") > DOTS_MAX for line in text.split("\n")):
+        raise too_deep
     try:
         return tomllib.loads(text)
     except RecursionError as error:
-        raise InputError("the configuration is nested too deeply", where=source.file) from error
+        raise too_deep from error
     except ValueError as error:
         raise InputError(
             "the configuration is not TOML", where=source.file, found=str(error)[:200]
@@ -250,7 +255,7 @@ def _contradictions(config: Config) -> Iterator[InputError]:
             yield _clash(config, key, f"labels of the versions {model.versions}", show(astray))
 
 
-def _with_found_models(config: Config, source: Source, known: Collection[str]) -> Config:
+def _with_found_models(config: Config, source: Source, known: Collection[Path]) -> Config:
     """The configuration with the models of BASE_PATH, or of the directory in `[server] models`."""
     base, latest = source.base_path, source.latest or 1
     if base is not None and (config.models or config.server.models):
