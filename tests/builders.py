@@ -218,3 +218,10 @@ def constant(value: float) -> ModelProto:
     nodes = [helper.make_node("Mul", ["x", "zero"], ["z"]), helper.make_node("Add", ["z", "value"], ["y"])]
     weights = [weight("zero", np.zeros(1, np.float32)), weight("value", np.full(1, value, np.float32))]
     return model(nodes, [("x", FLOAT, ["N", 1])], [("y", FLOAT, ["N", 1])], weights)
+
+
+def words(*texts: str) -> Array:
+    """Text as requests carry it: an object array of str, which keeps a NUL at the end."""
+    array = np.empty(len(texts), dtype=object)
+    array[:] = texts
+    return array

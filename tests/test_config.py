@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import re
-import shutil
 import signal
-import ssl
 import subprocess
 import sys
 from contextlib import suppress
@@ -171,7 +168,6 @@ BAD = [
     (MODEL + "labels = { stable = -3 }", ["[models.m] labels", "stable = -3"]),
     (MODEL + 'labels = { "a/b" = 3 }', ["[models.m] labels", "'a/b'", "'/'"]),
     (MODEL + 'labels = ["stable"]', ["[models.m] labels", "a table of labels"]),
-    (MODEL + "versions = [3]\nlabels = { s = 4 }", ["mserve.toml:4: models.m.labels", "(3,)", '{"s": 4}']),
     (MODEL + 'transition = "now"', ["[models.m] transition", '"load-first" or "unload-first"']),
     (MODEL + "batching = 1", ["[models.m] batching", "a table"]),
     (MODEL + "batching = { max_queue = 1 }", ["[models.m.batching] max_queue", "belongs in [batching]"]),
@@ -567,61 +563,20 @@ def test_a_server_starts_with_no_model_and_json_lines(tmp_path: Path) -> None:
         server.wait_until(lambda: server.predict("c", X).status == 200)
         entries = [json.loads(line) for line in server.log().splitlines() if line.startswith("{")]
         told = [e for e in entries if e["message"] == "took a new configuration"]
-        assert [(e["level"], e.keys()) for e in told] == [("info", {"time", "level", "logger", "message"})]
+        assert [(e["level"], e.keys()) for e in told] == [("info", {"time", "level", "message"})]
 
 
-def make_certificate(folder: Path) -> None:
-    """A key and a certificate that signs itself, for localhost."""
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl")
-    subprocess.run(
-        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost "
-        "-addext subjectAltName=IP:127.0.0.1 -keyout key.pem -out cert.pem".split(),
-        cwd=folder,
-        capture_output=True,
-        check=True,
-    )
-
-
-@pytest.mark.parametrize("mutual", [False, True], ids=["TLS", "mutual TLS"])
-def test_a_server_speaks_tls_with_tokens_and_logs(tmp_path: Path, mutual: bool) -> None:
-    make_certificate(tmp_path)
+def test_what_is_to_be_recorded_is_on_the_disk_when_the_server_has_stopped(tmp_path: Path) -> None:
     publish(tmp_path / "c", 1.0)
-    (tmp_path / "tokens.txt").write_text("secret\n")
     file = tmp_path / "mserve.toml"
     file.write_text(
-        '[models.c]\nbase_path = "c"\n[tls]\ncert = "cert.pem"\nkey = "key.pem"\n'
-        + 'client_ca = "cert.pem"\n' * mutual
-        + '[auth]\ntokens = "tokens.txt"\n[log]\naccess = "access.log"\n'
-        + '[request_log]\npath = "requests.jsonl"\nsample = 1\nredact = ["x"]\n'
+        '[models.c]\nbase_path = "c"\n[request_log]\npath = "requests.jsonl"\nsample = 1\nredact = ["x"]\n'
     )
-    context = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
-
-    def ask(token: str) -> int:
-        connection = http.client.HTTPSConnection("127.0.0.1", server.port, context=context, timeout=30)
-        headers = {"Authorization": f"Bearer {token}"}
-        try:
-            connection.request("POST", "/v1/models/c:predict", json.dumps(X), headers)
-            return connection.getresponse().status
-        finally:
-            connection.close()
-
-    with serving(f"--config={file}", tmp_path / "log", ready=False) as server:
-        server.wait_until(lambda: "curl" in server.log())
-        if mutual:
-            with pytest.raises(OSError, match=r"(?i)certificate|reset|closed|EOF"):
-                ask("secret")
-            context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
-        assert (ask("secret"), ask("guess")) == (200, 401)
-        (tmp_path / "tokens.txt").write_text("another\n")
-        server.wait_until(lambda: (ask("secret"), ask("another")) == (401, 200))
+    with serving(f"--config={file}", tmp_path / "log") as server:
+        assert [server.predict("c", X).status for _ in range(20)] == [200] * 20
         assert server.stop() == 0
-    access = [json.loads(line) for line in (tmp_path / "access.log").read_text().splitlines()]
-    assert [entry["code"] for entry in access[:2]] == ["200", "401"]
-    first = json.loads((tmp_path / "requests.jsonl").read_text().splitlines()[0])
-    assert first["inputs"] == {"x": {"redacted": True}}
-    for name in ("access.log", "requests.jsonl", "log"):
-        assert "secret" not in (tmp_path / name).read_text()
+    lines = [json.loads(line) for line in (tmp_path / "requests.jsonl").read_text().splitlines()]
+    assert [line["inputs"] for line in lines] == [{"x": {"redacted": True}}] * 20
 
 
 def test_serve_needs_something_to_serve() -> None:

@@ -90,11 +90,6 @@ BAD = [
     ("two policies", one("model_version_policy { all {} latest {} }"), ["text format", "oneof"]),
     ("a negative label", one('version_labels { key: "s" value: -1 }'), ["version_labels", '{"s": -1}']),
     ("a label without name", one("version_labels { value: 1 }"), ["version_labels"]),
-    (
-        "a label of a version that is not served",
-        one('model_version_policy { specific { versions: 1 } } version_labels { key: "s" value: 2 }'),
-        ["contradicts itself", '{"s": 2}'],
-    ),
     ("an unknown field", one('model_path: "x"'), ["text format", "model_path"]),
     ("a custom configuration", "custom_model_config { }", ["custom_model_config is not supported"]),
     ("an open brace", "model_config_list { config {", ["text format", "1:"]),

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from ..errors import BundleError, MserveError
 from ..format import open_bundle
+from ..runtime.memory import give_back
 from .plan import DEFAULT_LABEL, Action, ModelConfig, Policy, Slot, follow, plan
 from .servable import Servable, State, load
 from .source import Candidate, Scan, scan
@@ -315,7 +316,7 @@ class Reconciler:
         while servable is not None and servable.in_flight > 0:
             await asyncio.sleep(0.01)
         if servable is not None:
-            await asyncio.get_running_loop().run_in_executor(self._loaders, servable.close)
+            await asyncio.get_running_loop().run_in_executor(self._loaders, _free, servable)
         self._end(model, slot)
         log.info("%s version %d: unloaded", model.config.name, slot.version)
         model.wake.set()
@@ -332,6 +333,11 @@ def _missing(policy: Policy, found: Scan) -> str:
     """What a policy asks for and the base path does not hold."""
     absent = [str(v) for v in policy.versions if v not in found.candidates]
     return f"version {', '.join(absent)} is not there" if absent else ""
+
+
+def _free(servable: Servable) -> None:
+    servable.close()
+    give_back()
 
 
 def _be_nice() -> None:

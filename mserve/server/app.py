@@ -24,6 +24,7 @@ from .config import Config
 from .grpc_server import GrpcServer, Methods
 from .http import Cancel, Connection, Peers, Reply, error_response
 from .metrics import CONTENT_TYPE, Metrics
+from .request_log import RequestLog, Sampling
 from .rest import VERSION_HEADER
 from .settings import BatchingTable, ModelBatching, ModelTable
 from .tfs_rest import TfsRest, parse_path
@@ -70,6 +71,13 @@ def _access(config: Config) -> Access:
     return Access(config.auth.tokens, config.auth.admin_tokens, config.server.admin)
 
 
+def _request_log(config: Config) -> RequestLog | None:
+    table = config.request_log
+    if table.path is None:
+        return None
+    return RequestLog(Sampling(table.path, table.sample, frozenset(table.redact), table.max_bytes))
+
+
 class Server:
     """Everything that lives on the event loop."""
 
@@ -86,7 +94,10 @@ class Server:
         self.calls = Calls(self.front, self.metrics)
         self.access = _access(config)
         self.draining = False
-        self.access_log = config.log.access is not False
+        self.access_log = bool(config.log.access)
+        self.request_log = _request_log(config)
+        if self.request_log is not None:
+            self.calls.observers.append(self.request_log.observe)
         self._tfs = TfsRest(self.calls, self.peers)
         self._apply(config)
 
@@ -185,7 +196,7 @@ class Server:
         if self.draining:
             return ["shutting down"]
         models = self.reconciler.models.items()
-        return [f"{name}: {m.why_unavailable()}" for name, m in models if not m.available]
+        return [f"{name}: {m.why_unavailable()}" for name, m in models if m.default is None]
 
     def connection(self) -> Connection:
         """A protocol for a new client."""

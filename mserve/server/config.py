@@ -29,9 +29,7 @@ from .settings import (
     RequestLogTable,
     ServerTable,
     TlsTable,
-    labels_not_served,
     model_name_problem,
-    show,
 )
 from .tables import TableReader, dotted, raise_problems
 from .tls import Files, Tls
@@ -249,10 +247,6 @@ def _contradictions(config: Config) -> Iterator[InputError]:
     for one, other in (("cert", "key"), ("key", "cert"), ("client_ca", "cert")):
         if getattr(tls, one) and not getattr(tls, other):
             yield _clash(config, f"tls.{one}", f"tls.{other} besides it", "none")
-    for name, model in config.models.items():
-        if astray := labels_not_served(model):
-            key = f"models.{dotted(name)}.labels"
-            yield _clash(config, key, f"labels of the versions {model.versions}", show(astray))
 
 
 def _with_found_models(config: Config, source: Source, known: Collection[Path]) -> Config:

@@ -15,16 +15,19 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from logging.handlers import WatchedFileHandler
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import orjson
 
 from ..errors import EnvironmentProblem
+from .settings import LogTable
 
 log = logging.getLogger("mserve")
 access = logging.getLogger("mserve.access")
 
+TEXT = "%(asctime)s %(levelname)s %(message)s"
 _ID = re.compile(r"[\x21-\x7e]{1,128}")
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -36,7 +39,6 @@ class JsonLines(logging.Formatter):
         line: dict[str, Any] = {
             "time": _iso(record.created),
             "level": record.levelname.lower(),
-            "logger": record.name,
         }
         line |= getattr(record, "fields", None) or {"message": record.getMessage()}
         if record.exc_info:
@@ -44,35 +46,29 @@ class JsonLines(logging.Formatter):
         return orjson.dumps(line, default=str).decode()
 
 
-def configure(level: int, *, as_json: bool, access_log: bool | Path) -> None:
-    """Set up the process's logging. Raises EnvironmentProblem when the access log cannot be written."""
-    formatter = JsonLines() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(message)s")
-    root = logging.getLogger()
-    for old in [*root.handlers, *access.handlers]:
-        old.close()
-    root.handlers, access.handlers = [_stream(sys.stderr, formatter)], []
-    root.setLevel(logging.WARNING)  # libraries may warn, and no more
-    log.setLevel(level)
-    access.setLevel(logging.INFO if access_log else logging.CRITICAL)
-    access.propagate = access_log is True
-    if isinstance(access_log, Path):
+def begin(table: LogTable) -> None:
+    """Begin to log as `[log]` says. Raises EnvironmentProblem when the access log cannot be written."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines() if table.format == "json" else logging.Formatter(TEXT))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    set_level(table)
+    access.setLevel(logging.INFO)
+    access.propagate = table.access is True
+    if isinstance(table.access, Path):
         try:
             # It is opened again when it was moved away, as logrotate does.
-            from logging.handlers import WatchedFileHandler
-
-            handler = WatchedFileHandler(access_log)
+            to_file = WatchedFileHandler(table.access)
         except OSError as error:
             raise EnvironmentProblem(
-                "cannot write the access log", where=access_log, found=error.strerror or error
+                "cannot write the access log", where=table.access, found=error.strerror or error
             ) from error
-        handler.setFormatter(JsonLines())
-        access.handlers = [handler]
+        to_file.setFormatter(JsonLines())
+        access.addHandler(to_file)
 
 
-def _stream(stream: IO[str], formatter: logging.Formatter) -> logging.Handler:
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(formatter)
-    return handler
+def set_level(table: LogTable) -> None:
+    """Take `level` for what mserve says; libraries may warn, and no more."""
+    log.setLevel(table.level.upper())
 
 
 @dataclass(slots=True)

@@ -24,14 +24,13 @@ from .. import __version__
 from ..errors import EnvironmentProblem, MserveError
 from ..front import Front
 from ..numerics import show_bytes
+from ..runtime.memory import map_large_blocks
 from ..runtime.ort import cpu_budget, share_threads
 from ..wire import tfs_json
-from . import logs
 from .app import Server
 from .config import tls_files
 from .grpc_server import GrpcServer
-from .request_log import RequestLog, Sampling
-from .settings import LogTable, RequestLogTable
+from .logs import begin, set_level
 from .tls import Tls
 from .watch import Change, ConfigWatch
 
@@ -46,9 +45,9 @@ def run(watch: ConfigWatch) -> int:
 
     Raises UsageError (something that the server does not do), EnvironmentProblem (port taken).
     """
-    table = watch.config.log
-    logs.configure(_level(table), as_json=table.format == "json", access_log=table.access)
+    begin(watch.config.log)
     share_threads(cpu_budget())
+    map_large_blocks()
     return uvloop.run(_serve(watch))
 
 
@@ -56,11 +55,6 @@ async def _serve(watch: ConfigWatch) -> int:
     loop = asyncio.get_running_loop()
     config = watch.config
     server = Server(config)
-    files = tls_files(config)
-    tls = Tls(files) if files else None
-    recorder = _recorder(config.request_log)
-    if recorder:
-        server.calls.observers.append(recorder.observe)
     stop, reload = asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:
@@ -72,6 +66,8 @@ async def _serve(watch: ConfigWatch) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     loop.add_signal_handler(signal.SIGHUP, reload.set)
+    files = tls_files(config)
+    tls = Tls(files) if files else None
     listener = await _listen(loop, server, tls)
     port = listener.sockets[0].getsockname()[1]
     grpc_server = server.grpc()
@@ -81,8 +77,8 @@ async def _serve(watch: ConfigWatch) -> int:
     server.reconciler.start()
     background = [
         loop.create_task(_sweep(server)),
-        loop.create_task(_follow(server, watch, tls, reload)),
-        loop.create_task(_announce(server, config.server.host, port, grpc_server.port)),
+        loop.create_task(_follow(server, watch, reload, tls)),
+        loop.create_task(_announce(server, port, grpc_server.port)),
     ]
     await stop.wait()
     await _drain(server, listener, grpc_server)
@@ -91,23 +87,13 @@ async def _serve(watch: ConfigWatch) -> int:
     await asyncio.gather(*background, return_exceptions=True)
     server.executor.close()
     await server.reconciler.close()
-    if recorder:
-        recorder.close()
+    if server.request_log is not None:
+        server.request_log.close()
     return 0
 
 
-def _recorder(table: RequestLogTable) -> RequestLog | None:
-    if table.path is None:
-        return None
-    return RequestLog(Sampling(table.path, table.sample, frozenset(table.redact), table.max_bytes))
-
-
-def _level(table: LogTable) -> int:
-    return logging.getLevelNamesMapping()[table.level.upper()]
-
-
-async def _follow(server: Server, watch: ConfigWatch, tls: Tls | None, reload: asyncio.Event) -> None:
-    """Read the configuration again when it changes or SIGHUP asks for it; tokens and certificates too."""
+async def _follow(server: Server, watch: ConfigWatch, reload: asyncio.Event, tls: Tls | None) -> None:
+    """Read the configuration, tokens and certificates again when they change; SIGHUP asks for it at once."""
     for warning in watch.config.warnings:
         log.warning("%s", warning)
     while True:
@@ -116,7 +102,7 @@ async def _follow(server: Server, watch: ConfigWatch, tls: Tls | None, reload: a
                 await reload.wait()
         try:
             await asyncio.to_thread(server.access.follow)
-            if tls:
+            if tls is not None:
                 await asyncio.to_thread(tls.renew)
             if reload.is_set() or await asyncio.to_thread(watch.due):
                 reload.clear()
@@ -135,7 +121,7 @@ def _take(server: Server, change: Change | None, problem: str) -> None:
             problem = str(error)
             log.warning("the new configuration is not used: %s", problem)
         else:
-            log.setLevel(_level(change.config.log))
+            set_level(change.config.log)
             log.info("took a new configuration")
             for warning in change.config.warnings:
                 if warning not in known:
@@ -146,10 +132,11 @@ def _take(server: Server, change: Change | None, problem: str) -> None:
 
 
 async def _listen(loop: asyncio.AbstractEventLoop, server: Server, tls: Tls | None) -> asyncio.Server:
-    config = server.config.server
+    config, context = server.config.server, tls.context if tls else None
     try:
-        secure = tls.context if tls else None
-        return await loop.create_server(server.connection, config.host, config.port, ssl=secure, backlog=4096)
+        return await loop.create_server(
+            server.connection, config.host, config.port, backlog=4096, ssl=context
+        )
     except OSError as error:
         taken = error.errno == errno.EADDRINUSE
         raise EnvironmentProblem(
@@ -187,9 +174,10 @@ async def _drain(server: Server, listener: asyncio.Server, grpc_server: GrpcServ
     await rpcs
 
 
-async def _announce(server: Server, host: str, port: int, grpc_port: int) -> None:
+async def _announce(server: Server, port: int, grpc_port: int) -> None:
     """Say where the server listens, what it serves, and how to ask it."""
-    url = f"http{'s' if server.config.tls.cert else ''}://{_in_url(host)}:{port}"
+    host, scheme = server.config.server.host, "https" if server.config.tls.cert else "http"
+    url = f"{scheme}://{_in_url(host)}:{port}"
     _say(f"mserve {__version__} listening on {url} (Ctrl-C stops)")
     if grpc_port:
         _say(f"  gRPC on {_in_url(host)}:{grpc_port}")

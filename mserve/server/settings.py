@@ -312,12 +312,6 @@ class RequestLogTable:
     max_bytes: int = _key(1 << 30, _SIZE, "size at which recording goes on in a new file", restart=True)
 
 
-def labels_not_served(model: ModelTable) -> dict[str, int]:
-    """The labels of versions that a list of versions leaves out."""
-    chosen = model.versions
-    return {n: v for n, v in model.labels.items() if isinstance(chosen, tuple) and v not in chosen}
-
-
 TABLES: Mapping[str, type] = {
     "server": ServerTable,
     "batching": BatchingTable,
