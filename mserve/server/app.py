@@ -196,7 +196,7 @@ class Server:
         if self.draining:
             return ["shutting down"]
         models = self.reconciler.models.items()
-        return [f"{name}: {m.why_unavailable()}" for name, m in models if not m.available]
+        return [f"{name}: {m.why_unavailable()}" for name, m in models if m.default is None]
 
     def connection(self) -> Connection:
         """A protocol for a new client."""

@@ -28,10 +28,10 @@ from ..runtime.memory import map_large_blocks
 from ..runtime.ort import cpu_budget, share_threads
 from ..wire import tfs_json
 from .app import Server
-from .config import Config
+from .config import tls_files
 from .grpc_server import GrpcServer
 from .logs import begin, set_level
-from .tls import Files, Tls
+from .tls import Tls
 from .watch import Change, ConfigWatch
 
 log = logging.getLogger("mserve")
@@ -66,7 +66,8 @@ async def _serve(watch: ConfigWatch) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     loop.add_signal_handler(signal.SIGHUP, reload.set)
-    tls = _tls(config)
+    files = tls_files(config)
+    tls = Tls(files) if files else None
     listener = await _listen(loop, server, tls)
     port = listener.sockets[0].getsockname()[1]
     grpc_server = server.grpc()
@@ -86,14 +87,9 @@ async def _serve(watch: ConfigWatch) -> int:
     await asyncio.gather(*background, return_exceptions=True)
     server.executor.close()
     await server.reconciler.close()
+    if server.request_log is not None:
+        server.request_log.close()
     return 0
-
-
-def _tls(config: Config) -> Tls | None:
-    files = config.tls
-    if files.cert is None or files.key is None:
-        return None
-    return Tls(Files(files.cert, files.key, files.client_ca))
 
 
 async def _follow(server: Server, watch: ConfigWatch, reload: asyncio.Event, tls: Tls | None) -> None:
