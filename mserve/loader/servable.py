@@ -185,6 +185,8 @@ class Servable:
 
     def close(self) -> None:
         """Free the session and its memory; nothing may be in flight."""
+        for engine in self._sessions.values():
+            engine.release()
         self._sessions = {}
         if self._lock is not None:
             self._lock.release()

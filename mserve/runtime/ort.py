@@ -62,6 +62,10 @@ class Session:
         """Whether the weights lie in private memory, so that a run cannot wait for the disk."""
         return self._weights.private
 
+    def release(self) -> None:
+        """Let go of the weights' pages, before the session itself goes."""
+        self._weights.release()
+
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
         """Compute the named tensors. Raises ExecutionFailed with ONNX Runtime's message."""
         try:
