@@ -152,7 +152,9 @@ class Executor:
             self._pump()
 
     def _finish(self, batch: Batch, outputs: Outputs, error: Exception | None, run_ns: int) -> None:
-        batch.entries[0].servable.stats.run_ns += run_ns
+        stats = batch.entries[0].servable.stats
+        stats.run_ns += run_ns
+        stats.batch_ns[bisect_left(BATCH_BUCKETS, batch.rows)] += run_ns
         now = time.monotonic_ns()
         for entry in batch.entries:
             entry.ended_ns = now
