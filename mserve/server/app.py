@@ -25,6 +25,9 @@ from .calls import Calls
 from .grpc_server import GrpcServer, Methods
 from .http import BODY_BYTES_MAX, BUFFERED_BYTES_MAX, Cancel, Connection, Peers, Reply
 from .metrics import CONTENT_TYPE, Metrics
+from .oip import Oip
+from .oip_grpc import OipGrpc
+from .oip_rest import OipRest
 from .tfs_rest import TfsRest, parse_path
 
 log = logging.getLogger("mserve")
@@ -108,12 +111,17 @@ class Server:
         self.access = Access(admin=options.admin)
         self.draining = False
         self._tfs = TfsRest(self.calls, self.peers)
+        protocol = Oip(self.calls, self.reconciler, self.unready)
+        self._oip = OipRest(protocol, self.peers)
+        self._oip_grpc = OipGrpc(protocol)
 
     def handle(self, request: Request, reply: Reply) -> Cancel | None:
         """Route one request. Raises MserveError."""
         path = request.target.split(b"?", 1)[0]
         if path not in OPEN_PAGES:
             request.admin = self.access.admit(request.headers.get(b"authorization", b""))
+        if path == b"/v2" or path.startswith(b"/v2/"):
+            return self._oip.handle(request, reply)
         route = parse_path(request.target)
         if route is not None:
             return self._tfs.handle(route, request, reply)
@@ -129,7 +137,10 @@ class Server:
 
     def grpc(self) -> GrpcServer:
         """The gRPC side of the server."""
-        return GrpcServer(Methods({}, {}), self.admit_rpc, self.peers.body_max)
+        codecs = (self._oip_grpc.methods(),)
+        unary = {name: handler for codec in codecs for name, handler in codec.unary.items()}
+        streams = {name: handler for codec in codecs for name, handler in codec.streams.items()}
+        return GrpcServer(Methods(unary, streams), self.admit_rpc, self.peers.body_max)
 
     def admit_rpc(self, method: str, metadata: Mapping[str, str | bytes]) -> bool:
         """Whether a call may be administrative. Raises Unauthenticated where it may not be made at all."""

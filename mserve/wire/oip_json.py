@@ -43,7 +43,7 @@ def parse(body: Buffer, header: bytes | None = None) -> InferRequest:
         return InferRequest(body=body, binary=True)
     view = memoryview(body)
     message = load(view[:length], '{"inputs": [...]}')
-    parameters = _parameters(message, "the request")
+    parameters = read_parameters(message, "the request")
     check_parameters(parameters)
     given = [_input(value) for value in _objects(message, "inputs", required=True)]
     check_unique([entry.name for entry, _ in given], "input")
@@ -92,7 +92,8 @@ def _objects(message: Mapping[str, Any], key: str, *, required: bool = False) ->
     return values
 
 
-def _parameters(owner: Mapping[str, Any], what: str) -> dict[str, Any]:
+def read_parameters(owner: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """The parameters of an object: strings, numbers, booleans. Raises RequestError."""
     parameters = owner.get("parameters")
     if parameters is None:
         return {}
@@ -121,7 +122,7 @@ def _input(value: Mapping[str, Any]) -> tuple[Given, int]:
     shape, datatype = value.get("shape"), value.get("datatype")
     if not isinstance(shape, list) or not isinstance(datatype, str):
         raise RequestError(f"input {name!r} lacks its shape or its datatype")
-    parameters = _parameters(value, f"input {name!r}")
+    parameters = read_parameters(value, f"input {name!r}")
     size = parameters.get("binary_data_size")
     sources = [
         value.get("data") is not None,
@@ -166,7 +167,7 @@ def _attach(given: Sequence[tuple[Given, int]], tail: memoryview) -> None:
 
 def _output(value: Mapping[str, Any], binary: bool) -> Wanted:
     name = _name(value, "output")
-    parameters = _parameters(value, f"output {name!r}")
+    parameters = read_parameters(value, f"output {name!r}")
     if parameters.get("shared_memory_region") is not None:
         raise RequestError(f"output {name!r} is wanted in shared memory", hint="take it from the answer")
     classes = parameters.get("classification", 0)
