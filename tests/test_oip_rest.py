@@ -242,7 +242,7 @@ def test_priority_timeout_and_sequences_are_taken(client: Any) -> None:
     sent = port(http, "x", VALUES["FP32"], "FP32")
     client.infer("FP32", [sent], priority=1, timeout=5_000_000, sequence_id=7, sequence_start=True)
     with pytest.raises(InferenceServerException, match="deadline"):
-        client.infer("FP32", [port(http, "x", np.ones((9000, 3), np.float32), "FP32")], timeout=1)
+        client.infer("FP32", [sent], timeout=1)
 
 
 def test_statistics_only_grow_and_agree(client: Any) -> None:
@@ -363,7 +363,7 @@ BAD: list[tuple[str, str, Any, bytes, dict[str, str], int, list[str]]] = [
         b"",
         {},
         400,
-        ["'x'", "[N, 3]", "[3]"],
+        ["'x'", ", 3]", "[3]"],
     ),
     ("a wrong size", "FP32", one([1, 2], [1, 2]), b"", {}, 400, ["'x'", "[1, 2]"]),
     (
@@ -441,11 +441,6 @@ def test_what_is_refused(
     status: int,
     parts: list[str],
 ) -> None:
-    if request_ is None:
-        request_ = {
-            "inputs": [given("x", ["a", "b", "c"], [1, 3], "BYTES")],
-            "outputs": [{"name": "y", "parameters": {"classification": 1}}],
-        }
     answer = infer(server, model, request_, tail, **headers)
     assert answer.status == status
     assert answer.headers["Content-Type"] == "application/json"

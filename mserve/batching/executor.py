@@ -86,7 +86,7 @@ class Executor:
             return self._free > 0 or _predict(head, rows) <= min(INLINE_RUN_NS, inline_left)
 
         while (batch := self.batcher.next_batch(now, free)) is not None:
-            batch.entries = [e for e in batch.entries if not self._dropped(e)]
+            batch.entries = [e for e in batch.entries if not self._dropped(e, now)]
             if not batch.entries:
                 continue
             self._count(batch, time.monotonic_ns())
@@ -117,10 +117,12 @@ class Executor:
         self._timer = None
         self._pump()
 
-    def _dropped(self, entry: Entry) -> bool:
-        """Whether nobody waits for the entry any more; such work is not done."""
+    def _dropped(self, entry: Entry, now: int) -> bool:
+        """Whether nobody waits for the entry any more, or no longer; such work is not done."""
         if entry.cancelled:
             self._answer(entry, Unavailable("the client has left"))
+        elif 0 < entry.deadline_ns <= now:
+            self._answer(entry, _too_late("waiting in the queue"))
         return entry.cancelled
 
     def _count(self, batch: Batch, now: int) -> None:
