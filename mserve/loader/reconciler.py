@@ -119,6 +119,7 @@ class Reconciler:
         self._scanners = ThreadPoolExecutor(SCAN_THREADS, "mserve-scan")
         self._tasks: set[asyncio.Task[None]] = set()
         self._watches: dict[str, asyncio.Task[None]] = {}
+        self._closed = False
 
     def start(self) -> None:
         """Begin to look after every model."""
@@ -128,6 +129,7 @@ class Reconciler:
 
     async def close(self) -> None:
         """Stop looking, wait for loads under way and free every servable."""
+        self._closed = True  # asyncio may lose a cancellation to the event that was waited for
         for watch in self._watches.values():
             watch.cancel()
         await asyncio.gather(*self._watches.values(), *self._tasks, return_exceptions=True)
@@ -184,7 +186,7 @@ class Reconciler:
 
     async def _watch(self, model: Model) -> None:
         """Look, plan and act until the model has left the configuration and its last version is gone."""
-        while True:
+        while not self._closed:
             model.wake.clear()  # before the look, so that whatever happens meanwhile leads to another
             begun = time.monotonic_ns()
             try:
