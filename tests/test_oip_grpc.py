@@ -292,6 +292,14 @@ def test_bytes_that_are_no_message(server: Running) -> None:
         assert caught.value.code().name == "INVALID_ARGUMENT"
 
 
+@pytest.mark.parametrize("method", ["RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload"])
+def test_there_is_one_repository_without_a_name(server: Running, method: str) -> None:
+    body = message(f"inference.{method}Request")(repository_name="mine").SerializeToString()
+    with pytest.raises(grpc.RpcError) as caught:
+        call(server, method, body)
+    assert caught.value.code().name == "UNIMPLEMENTED"
+
+
 def test_every_client_at_once(server: Running) -> None:
     async def ask() -> None:
         async with aio.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as made:

@@ -288,6 +288,8 @@ RAW_BODIES: list[tuple[str, Shape, int | None, bytes, Any]] = [
     ("FP32", ("N", "M"), 0, np.float32([1, 2, 3]).tobytes(), (1, 3)),
     ("FP32", (2, "M"), None, np.float32([1, 2, 3, 4]).tobytes(), (2, 2)),
     ("BYTES", ("N",), 0, b"hello", (1,)),
+    ("BYTES", (), None, b"hello", ()),
+    ("FP32", (), None, b"1234", ()),
     ("FP32", ("N", "M"), None, b"1234", "at most one variable size"),
     ("FP32", ("N", 2), 0, b"1234", "8 for FP32 [1, 2]"),
     ("FP32", (0, "M"), None, b"1234", "0 for FP32"),

@@ -1,7 +1,8 @@
 """The Open Inference Protocol's gRPC service, as a codec over the Front.
 
 ModelStreamInfer answers in the order of the requests, with an error of its own for each
-that fails; a window of requests is under way at once, so that they can share batches.
+that fails; as many requests are under way at once as on a connection of HTTP, so that they
+can share batches.
 """
 
 from __future__ import annotations
@@ -20,12 +21,10 @@ from ..wire.messages import message, methods
 from . import oip
 from .calls import Call, Context, as_error
 from .grpc_server import Methods, Rpc, RpcReply, Unary
-from .http import Cancel
+from .http import PIPELINE_MAX, Cancel
 from .oip import Oip
 
 SERVICE = "inference.GRPCInferenceService/"
-# Requests of one stream that are under way at once.
-WINDOW = 64
 # Every answer of a stream is its request's last one; clients of decoupled models look for the mark.
 _FINAL = "triton_final_response"
 _ABSENT = ("TraceSetting", "LogSettings", "SystemSharedMemoryRegister", "CudaSharedMemoryRegister")
@@ -103,7 +102,7 @@ class OipGrpc:
 
     def _page(self, name: str, page: Callable[[Any], Mapping[str, Any]], rpc: Rpc, reply: RpcReply) -> None:
         asked, answer = _types(name)
-        reply(oip_proto.encode(answer, page(oip_proto.decode(asked, rpc.message))))
+        reply(oip_proto.encode(answer, page(_decode(asked, rpc))))
 
     def _infer(self, rpc: Rpc, reply: RpcReply) -> Cancel:
         def answer(result: Any) -> None:
@@ -112,16 +111,16 @@ class OipGrpc:
         return self._calls.begin(Infer(rpc.message, rpc.context, answer), len(rpc.message))
 
     def _load(self, rpc: Rpc, reply: RpcReply) -> None:
-        asked = oip_proto.decode("RepositoryModelLoadRequest", rpc.message)
+        asked = _decode("RepositoryModelLoadRequest", rpc)
         parameters = oip_proto.parameters(asked.parameters)
         self._calls.spawn(_administer(self._oip.load(asked.model_name, parameters, rpc.context), reply))
 
     def _unload(self, rpc: Rpc, reply: RpcReply) -> None:
-        asked = oip_proto.decode("RepositoryModelUnloadRequest", rpc.message)
+        asked = _decode("RepositoryModelUnloadRequest", rpc)
         self._calls.spawn(_administer(self._oip.unload(asked.model_name, rpc.context), reply))
 
     async def _stream(self, messages: AsyncIterator[bytes], rpc: Rpc) -> AsyncIterator[bytes]:
-        answers: asyncio.Queue[_Asked | None] = asyncio.Queue(WINDOW)
+        answers: asyncio.Queue[_Asked | None] = asyncio.Queue(PIPELINE_MAX)
         reader = asyncio.get_running_loop().create_task(self._read(messages, rpc.context, answers))
         asked: _Asked | None = None
         try:
@@ -191,6 +190,16 @@ async def _administer(work: Coroutine[Any, Any, None], reply: RpcReply) -> None:
         reply(as_error(error, "an administrative call"))
     else:
         reply(b"")
+
+
+def _decode(name: str, rpc: Rpc) -> Any:
+    """A call's message. Raises RequestError; Unimplemented where it names a repository."""
+    asked = oip_proto.decode(name, rpc.message)
+    if getattr(asked, "repository_name", ""):
+        raise Unimplemented(
+            "this server has one repository, without a name", found=asked.repository_name[:60]
+        )
+    return asked
 
 
 def _absent(rpc: Rpc, reply: RpcReply) -> None:

@@ -293,7 +293,7 @@ def _lone(body: Buffer, signature: Signature) -> dict[str, Array]:
 
         word = np.empty(1, object)
         word[0] = text(body, alias)
-        return {alias: word.reshape((1,) * len(spec.shape or (1,)))}
+        return {alias: word.reshape((1,) * (1 if spec.shape is None else len(spec.shape)))}
     sizes = [-1 if isinstance(size, str) else size for size in spec.shape or ()]
     if signature.batch_axis is not None and sizes:
         sizes[0] = 1
