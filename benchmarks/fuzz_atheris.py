@@ -21,7 +21,7 @@ with atheris.instrument_imports(include=["mserve"]):
     from mserve.format.metagraph import content_digest, parse
     from mserve.format.prune import Parts
     from mserve.tensors import Signature, TensorSpec
-    from mserve.wire import protobuf, tfs_json
+    from mserve.wire import oip_json, protobuf, tfs_json
 
 TRAILER = b"\x72\x51\x0a\x0dmserve.sha256\x12\x40"
 PORTS = {"x": TensorSpec("x", "float32", ("batch", 2)), "s": TensorSpec("s", "string", ("batch",))}
@@ -45,10 +45,20 @@ def read_request(body: bytes) -> None:
     tfs_json.inputs_of(tfs_json.parse(body), SIGNATURE)
 
 
+def read_infer_request(body: bytes) -> None:
+    """A body whose first byte says how much of the rest is JSON: 255 all of it, 0 none."""
+    header = None if body[:1] == b"\xff" else str(len(body[1:]) * (body or b"\0")[0] // 254).encode()
+    message = oip_json.parse(body[1:], header)
+    message.wanted(SIGNATURE)
+    message.arrays(SIGNATURE)
+
+
+READERS = (read_meta, read_request, read_infer_request)
+
+
 def one_input(data: bytes) -> None:
-    reader = read_meta if data[:1] < b"\x80" else read_request
     with suppress(MserveError, protobuf.Malformed):
-        reader(data[1:])
+        READERS[(data or b"\0")[0] % len(READERS)](data[1:])
 
 
 if __name__ == "__main__":

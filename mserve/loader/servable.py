@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 from ..errors import BundleIncomplete, ExecutionFailed, ModelRefused, MserveError, NotFound
 from ..examples import generate
+from ..files import read_text
 from ..format import Bundle, open_bundle
 from ..format.golden import Golden, unpack
 from ..format.locks import Lock, acquire
@@ -48,6 +49,9 @@ NEXT: dict[State, frozenset[State]] = {
     State.ENDED: frozenset(),
 }
 
+ASSETS = "assets"
+LABELS_BYTES_MAX = 16 << 20
+
 # Upper bounds of the batch-size histogram, in rows.
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
@@ -69,14 +73,16 @@ class Batching:
 class Stats:
     """Plain counters of one servable, written by the thread that owns it, read by anyone.
 
-    `curve` is a high estimate of the run time in nanoseconds, by signature and the bit
-    length of the number of rows. `drain_rows` and `drain_ns` tell how fast rows went
-    lately while others waited; see `expected_wait_ns`.
+    `batch_ns` is the run time of the batches of each bucket of `batch_rows`. `curve` is a
+    high estimate of the run time in nanoseconds, by signature and the bit length of the
+    number of rows. `drain_rows` and `drain_ns` tell how fast rows went lately while
+    others waited; see `expected_wait_ns`.
     """
 
     batches: int = 0
     rows: int = 0
     batch_rows: list[int] = field(default_factory=lambda: [0] * (len(BATCH_BUCKETS) + 1))
+    batch_ns: list[int] = field(default_factory=lambda: [0] * (len(BATCH_BUCKETS) + 1))
     run_ns: int = 0
     queue_ns: int = 0
     inline: int = 0
@@ -116,6 +122,7 @@ class Servable:
         self.stats = Stats()
         self.private_memory = all(s.private for s in sessions.values())
         self._lock: Lock | None = None
+        self._labels: dict[str, Sequence[str]] = {}
         self._sessions = sessions
         self._plans = {
             name: ([s.name for s in sig.outputs.values()], tuple(sig.outputs))
@@ -182,6 +189,19 @@ class Servable:
         if spec.batch_axis is None:
             return dict(golden.inputs)
         return {alias: x[:1] for alias, x in golden.inputs.items()}
+
+    def labels(self, signature: str, output: str) -> Sequence[str]:
+        """What the entries of an output's last axis are called: the lines of its labels asset, if it has one.
+
+        Raises InputError for an asset that is no text of a bearable size.
+        """
+        asset = self.signatures[signature].outputs[output].labels
+        if asset not in self._labels:
+            lines = (
+                read_text(self.bundle.path / ASSETS / asset, LABELS_BYTES_MAX).splitlines() if asset else []
+            )
+            self._labels[asset] = lines
+        return self._labels[asset]
 
     def close(self) -> None:
         """Free the session and its memory; nothing may be in flight."""

@@ -24,6 +24,9 @@ from .config import Config
 from .grpc_server import GrpcServer, Methods
 from .http import Cancel, Connection, Peers, Reply, error_response
 from .metrics import CONTENT_TYPE, Metrics
+from .oip import Oip
+from .oip_grpc import OipGrpc
+from .oip_rest import OipRest
 from .request_log import RequestLog, Sampling
 from .rest import VERSION_HEADER
 from .settings import BatchingTable, ModelBatching, ModelTable
@@ -99,6 +102,9 @@ class Server:
         if self.request_log is not None:
             self.calls.observers.append(self.request_log.observe)
         self._tfs = TfsRest(self.calls, self.peers)
+        protocol = Oip(self.calls, self.reconciler, self.unready)
+        self._oip = OipRest(protocol, self.peers)
+        self._oip_grpc = OipGrpc(protocol)
         self._apply(config)
 
     def reconfigure(self, config: Config) -> None:
@@ -154,6 +160,8 @@ class Server:
         path = request.target.split(b"?", 1)[0]
         if path not in OPEN_PAGES:
             request.admin = self.access.admit(request.headers.get(b"authorization", b""))
+        if path == b"/v2" or path.startswith(b"/v2/"):
+            return self._oip.handle(request, reply)
         route = parse_path(request.target)
         if route is not None:
             return self._tfs.handle(route, request, reply)
@@ -169,7 +177,11 @@ class Server:
 
     def grpc(self) -> GrpcServer:
         """The gRPC side of the server."""
-        return GrpcServer(Methods({}, {}), self.admit_rpc, self.peers.body_max, access_log=self.access_log)
+        codecs = (self._oip_grpc.methods(),)
+        unary = {name: handler for codec in codecs for name, handler in codec.unary.items()}
+        streams = {name: handler for codec in codecs for name, handler in codec.streams.items()}
+        methods = Methods(unary, streams)
+        return GrpcServer(methods, self.admit_rpc, self.peers.body_max, access_log=self.access_log)
 
     def admit_rpc(self, method: str, metadata: Mapping[str, str | bytes]) -> bool:
         """Whether a call may be administrative. Raises Unauthenticated where it may not be made at all."""
