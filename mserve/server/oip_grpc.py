@@ -75,8 +75,7 @@ class OipGrpc:
         }
         unary |= {"ModelInfer": self._infer}
         unary |= {"RepositoryModelLoad": self._load, "RepositoryModelUnload": self._unload}
-        absent = ("TraceSetting", "LogSettings", "SystemSharedMemoryRegister", "CudaSharedMemoryRegister")
-        unary |= dict.fromkeys(absent, _absent)
+        unary |= dict.fromkeys(_ABSENT, _absent)
         streams = {"ModelStreamInfer": self._stream}
         return Methods(
             {SERVICE + n: h for n, h in unary.items()}, {SERVICE + n: h for n, h in streams.items()}
