@@ -56,9 +56,10 @@ def command(
     if sys.platform == "win32":
         raise EnvironmentProblem("serve needs a POSIX system", hint="every other command runs here")
     if not print_config:
-        from ..runtime.memory import use_huge_pages
+        from ..runtime.memory import settle_allocator
+        from ..runtime.ort import cpu_budget
 
-        use_huge_pages()
+        settle_allocator(cpu_budget())
     from ..server.config import Source
     from ..server.watch import ConfigWatch
 

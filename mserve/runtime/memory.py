@@ -1,16 +1,15 @@
 """Memory of models that come and go: given back when they go, and without holding anybody up.
 
 ONNX Runtime frees what a session held, and glibc keeps freed memory for later: by default
-every block of up to 32 MiB, so that after a few reloads a server holds several models'
-worth of nothing. Two settings undo it: large blocks are mapped one by one, which
-returns them when they are freed, and after an unload the heap's free pages are given
-back.
+every block of up to 32 MiB, in as many arenas as there are threads, so that after a few
+reloads a server holds several models' worth of nothing. And returning a gigabyte of
+4 KiB pages takes the kernel 70 ms, which a session spends under Python's lock, in which no
+request is answered; in huge pages it takes 6 ms.
 
-Returning a gigabyte of 4 KiB pages takes the kernel 70 ms, and a session is freed under
-Python's lock, in which no request is answered. In huge pages it takes 6 ms, and glibc
-asks for those when a variable says so at the start of the process: so the server starts
-itself again with it, under the same process id. Pages of mapped shards are dropped
-outside the lock before they are unmapped.
+glibc takes settings for all that from a variable at the start of a process. So a server
+starts itself again with it, under the same process id. After an unload the heap's free
+pages are returned, and the pages of mapped shards are dropped outside the lock before they
+are unmapped.
 
 All of it is for Linux and glibc; elsewhere nothing here does anything.
 """
@@ -23,14 +22,11 @@ import os
 import platform
 import sys
 from functools import cache
-from pathlib import Path
 from typing import Any
 
+VARIABLE = "GLIBC_TUNABLES"
 LARGE_BYTES = 4 << 20
-_M_MMAP_THRESHOLD = -3
-_TUNABLES, _HUGE = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
-_HUGE_SINCE = (2, 35)
-_THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_SINCE = (2, 35)
 
 
 @cache
@@ -43,29 +39,29 @@ def _glibc() -> Any:
     return library
 
 
-def use_huge_pages() -> None:
-    """Start this process again so that large blocks lie in huge pages, if the system has them on request.
+def tunables(given: str, threads: int) -> str:
+    """glibc's settings for a server of so many `threads`, behind those that are `given` and stand.
 
-    Does not return where it does that; a user's own setting stands.
+    Large blocks are mapped one by one, in huge pages where the system has them on
+    request, and go back when they are freed; there are no more arenas than threads.
     """
-    tunables = os.environ.get(_TUNABLES, "")
+    wanted = {"hugetlb": 1, "mmap_threshold": LARGE_BYTES, "arena_max": max(2, threads)}
+    known = {entry.partition("=")[0] for entry in given.split(":")}
+    ours = [f"glibc.malloc.{k}={v}" for k, v in wanted.items() if f"glibc.malloc.{k}" not in known]
+    return ":".join([*filter(None, given.split(":")), *ours])
+
+
+def settle_allocator(threads: int) -> None:
+    """Start this process again with `tunables`, unless it has them; does not return where it does that."""
     name, version = platform.libc_ver()
-    try:
-        known = name == "glibc" and tuple(map(int, version.split("."))) >= _HUGE_SINCE
-        on_request = "[madvise]" in _THP.read_text()
-    except (OSError, ValueError):
+    if name != "glibc" or tuple(int(n) for n in version.split(".")[:2]) < _SINCE:
         return
-    if known and on_request and _HUGE not in tunables:
-        os.environ[_TUNABLES] = ":".join(filter(None, (tunables, f"{_HUGE}=1")))
+    given = os.environ.get(VARIABLE, "")
+    if (wanted := tunables(given, threads)) != given:
+        os.environ[VARIABLE] = wanted
         sys.stdout.flush()
         sys.stderr.flush()
         os.execv(sys.executable, sys.orig_argv)
-
-
-def map_large_blocks() -> None:
-    """Have blocks of LARGE_BYTES and more returned when they are freed; for the whole process."""
-    if _glibc() is not None:
-        _glibc().mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
 
 
 def give_back() -> None:

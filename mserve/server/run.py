@@ -24,7 +24,6 @@ from .. import __version__
 from ..errors import EnvironmentProblem, MserveError
 from ..front import Front
 from ..numerics import show_bytes
-from ..runtime.memory import map_large_blocks
 from ..runtime.ort import cpu_budget, share_threads
 from ..wire import tfs_json
 from .app import Server
@@ -47,7 +46,6 @@ def run(watch: ConfigWatch) -> int:
     """
     begin(watch.config.log)
     share_threads(cpu_budget())
-    map_large_blocks()
     return uvloop.run(_serve(watch))
 
 
