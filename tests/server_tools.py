@@ -30,6 +30,12 @@ class Running:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def grpc_port(self) -> int:
+        match = re.search(r"gRPC on [^:]+:(\d+)", self.log())
+        assert match, self.log()
+        return int(match[1])
+
     def log(self) -> str:
         return self.log_path.read_text()
 

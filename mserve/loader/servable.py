@@ -17,8 +17,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from ..errors import BundleIncomplete, ExecutionFailed, ModelRefused, MserveError, NotFound
+from ..errors import BundleIncomplete, ExecutionFailed, InputError, ModelRefused, MserveError, NotFound
 from ..examples import generate
+from ..files import read_input
 from ..format import Bundle, open_bundle
 from ..format.golden import Golden, unpack
 from ..format.locks import Lock, acquire
@@ -48,6 +49,7 @@ NEXT: dict[State, frozenset[State]] = {
     State.ENDED: frozenset(),
 }
 
+LABEL_BYTES_MAX = 64 << 20
 # Upper bounds of the batch-size histogram, in rows.
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
@@ -81,7 +83,7 @@ class Servable:
     """A loaded version: signatures, and `run`.
 
     `in_flight` counts requests that were accepted and not yet answered; `batching`
-    overrides the server's.
+    overrides the server's; `labels` holds the lines of each label file that outputs name.
     """
 
     def __init__(self, bundle: Bundle, sessions: Mapping[str, Session], golden: Mapping[str, Golden]) -> None:
@@ -91,6 +93,7 @@ class Servable:
         self.golden = golden
         self.in_flight = 0
         self.batching: Batching | None = None
+        self.labels: Mapping[str, Sequence[str]] = {}
         self.stats = Stats()
         self.private_memory = all(s.private for s in sessions.values())
         self._lock: Lock | None = None
@@ -189,6 +192,23 @@ def load(path: str | os.PathLike[str], *, prefetch: bool = False) -> Servable:
     if bundle.metagraph.golden:
         golden = unpack(bundle.file(bundle.metagraph.golden), bundle.metagraph.signatures)
     servable = Servable(bundle, sessions, golden)
+    servable.labels = _read_labels(bundle)
     servable.hold(lock)
     servable.warm_up()
     return servable
+
+
+def _read_labels(bundle: Bundle) -> dict[str, Sequence[str]]:
+    """The lines of the label files that outputs name. Raises ModelRefused."""
+    outputs = [s for sig in bundle.metagraph.signatures.values() for s in sig.outputs.values()]
+    assets = {record.name: record for record in bundle.metagraph.assets}
+    lines: dict[str, Sequence[str]] = {}
+    for name in {spec.labels for spec in outputs if spec.labels}:
+        record = assets.get(f"assets/{name}")
+        if record is None:
+            raise ModelRefused("an output names a label file that is no asset", where=bundle.path, found=name)
+        try:
+            lines[name] = read_input(bundle.file(record), LABEL_BYTES_MAX).decode().splitlines()
+        except (InputError, UnicodeDecodeError) as error:
+            raise ModelRefused("a label file cannot be read", where=bundle.path, found=error) from error
+    return lines

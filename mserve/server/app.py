@@ -16,13 +16,16 @@ from ..loader.reconciler import Reconciler
 from ..loader.servable import Batching, load
 from ..runtime.ort import cpu_budget
 from ..wire.http1 import TEXT, Request, Response, json_response
+from . import tfs_reload
 from .access import Access
 from .calls import Calls
 from .config import Config
+from .grpc_health import Health
 from .grpc_server import GrpcServer, Methods
 from .http import Cancel, Connection, Peers, Reply
 from .metrics import CONTENT_TYPE, Metrics
 from .settings import BatchingTable, ModelBatching, ModelTable
+from .tfs_grpc import TfsGrpc
 from .tfs_rest import TfsRest, parse_path
 
 log = logging.getLogger("mserve")
@@ -101,6 +104,7 @@ class Server:
         """Take the limits of a configuration."""
         limits = config.limits
         self.executor.batcher.limits = _limits(config.batching)
+        self._tfs.strict = config.server.strict_json
         self.front.timeout_ns = int(limits.timeout * 1e9)
         self.peers.buffered_max = limits.buffered
         self.peers.connections_max = limits.connections
@@ -126,7 +130,13 @@ class Server:
 
     def grpc(self) -> GrpcServer:
         """The gRPC side of the server."""
-        return GrpcServer(Methods({}, {}), self.admit_rpc, self.peers.body_max)
+        codecs = [TfsGrpc(self.calls, self.peers).methods(), tfs_reload.methods(self)]
+        services = {name.partition("/")[0] for c in codecs for name in (*c.unary, *c.streams)}
+        health = Health(self.reconciler.models, self.unready, lambda: self.draining, services)
+        codecs.append(health.methods())
+        unary = {name: handler for c in codecs for name, handler in c.unary.items()}
+        streams = {name: handler for c in codecs for name, handler in c.streams.items()}
+        return GrpcServer(Methods(unary, streams), self.admit_rpc, self.peers.body_max)
 
     def admit_rpc(self, method: str, metadata: Mapping[str, str | bytes]) -> bool:
         """Whether a call may be administrative. Raises Unauthenticated where it may not be made at all."""

@@ -8,32 +8,36 @@ the sizes of axis 0 need not agree. `{"b64": "..."}` stands for a string's bytes
 Behaviour follows https://www.tensorflow.org/tfx/serving/api_rest, with defects mended:
 numbers out of an integer dtype's range are refused instead of wrapped, unknown names are
 refused in both forms, and text behind the JSON value is refused. NaN and Infinity, which
-JSON lacks and clients of TensorFlow Serving send and expect, are read and written.
+JSON lacks and clients of TensorFlow Serving send and expect, are read and written unless
+the server is strict. A request may also name the outputs that it wants, in the list `outputs`.
+Outputs whose alias ends in `_bytes` are answered as `{"b64": "..."}`.
 """
 
 from __future__ import annotations
 
 import binascii
 import json
-from base64 import b64decode
-from collections.abc import Mapping
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 import orjson
 
-from ..errors import RequestError
+from ..errors import ExecutionFailed, RequestError
 from ..tensors import DTYPES, Array, Signature, TensorSpec, check_names, show_shape
 
 MAX_DEPTH = 64
+BYTES = "_bytes"
+_CHECK = "check what is sent"
 
 
-def parse(body: bytes | bytearray) -> dict[str, Any]:
+def parse(body: bytes | bytearray, *, strict: bool = False) -> dict[str, Any]:
     """A request body as an object. Raises RequestError with the byte where it stops being JSON."""
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        value = _parse_lenient(body, error)
+        value = _parse_lenient(body, error, strict)
     if not isinstance(value, dict):
         raise RequestError(
             "the request is not a JSON object", expected='{"instances": [...]}', found=_kind(value)
@@ -41,9 +45,10 @@ def parse(body: bytes | bytearray) -> dict[str, Any]:
     return value
 
 
-def _parse_lenient(body: bytes | bytearray, error: orjson.JSONDecodeError) -> Any:
+def _parse_lenient(body: bytes | bytearray, error: orjson.JSONDecodeError, strict: bool) -> Any:
     """JSON with bare NaN, Infinity and -Infinity; anything else keeps the strict reader's complaint."""
-    if b"NaN" in body or b"Infinity" in body:
+    odd = b"NaN" in body or b"Infinity" in body
+    if odd and not strict:
         try:
             return json.loads(body)
         except (ValueError, RecursionError):
@@ -52,7 +57,9 @@ def _parse_lenient(body: bytes | bytearray, error: orjson.JSONDecodeError) -> An
         "the request is not valid JSON",
         where=f"byte {error.pos}",
         found=error.msg,
-        hint="check what is sent",
+        hint="this server is strict: NaN and Infinity are no JSON"
+        if odd and strict
+        else "check what is sent",
     ) from error
 
 
@@ -62,6 +69,35 @@ def signature_name(body: Mapping[str, Any]) -> str:
     if not isinstance(name, str):
         raise RequestError("signature_name is not a string", found=_kind(name))
     return name
+
+
+def selected(body: Mapping[str, Any], signature: Signature) -> Sequence[str]:
+    """The outputs that a predict request wants, in its order; all of them where it does not say.
+
+    Raises RequestError.
+    """
+    names = body.get("outputs")
+    if names is None:
+        return list(signature.outputs)
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+        raise RequestError(
+            "the request's 'outputs' is not a list of names", expected=", ".join(signature.outputs)
+        )
+    return check_outputs(names, signature)
+
+
+def check_outputs(names: Sequence[str], signature: Signature) -> Sequence[str]:
+    """The names as they are, each once, all outputs of the signature. Raises RequestError."""
+    for index, name in enumerate(names):
+        if name not in signature.outputs:
+            known = ",".join(sorted(signature.outputs))
+            raise RequestError(
+                f"output tensor alias not found in signature: {name} "
+                f"Outputs expected to be in the set {{{known}}}."
+            )
+        if name in names[:index]:
+            raise RequestError(f"duplicate output tensor alias: {name}")
+    return names
 
 
 def inputs_of(body: Mapping[str, Any], signature: Signature) -> tuple[dict[str, Array], bool]:
@@ -221,14 +257,64 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def encode(outputs: Mapping[str, Array], *, rows: bool) -> bytes:
+def encode(outputs: Mapping[str, Array], *, rows: bool, strict: bool = False) -> bytes:
     """The answer to a predict request, in the form it was asked in.
 
-    Raises RequestError when the outputs have no common row count and row form was asked for.
+    Raises RequestError when the outputs have no common row count and row form was asked
+    for; ExecutionFailed when a strict answer would hold NaN or Infinity.
     """
+    if strict:
+        _refuse_infinite(outputs)
+    plain = not any(alias.endswith(BYTES) for alias in outputs)
+    values = outputs if plain else {a: _as_bytes(x) if a.endswith(BYTES) else x for a, x in outputs.items()}
     if not rows:
-        return _columns("outputs", outputs, bare=len(outputs) == 1)
-    return _rows("predictions", outputs, bare=len(outputs) == 1)
+        return _columns("outputs", values, bare=len(outputs) == 1)
+    return _rows("predictions", values, bare=len(outputs) == 1)
+
+
+def encode_classes(labels: Sequence[Sequence[str]], scores: Array, *, strict: bool = False) -> bytes:
+    """The answer to a classify request: for each example its classes, as pairs of label and score."""
+    return _results(
+        {"scores": scores},
+        strict,
+        lambda rows: [
+            [list(pair) for pair in zip(words, row, strict=True)]
+            for words, row in zip(labels, rows, strict=True)
+        ],
+    )
+
+
+def encode_values(values: Array, *, strict: bool = False) -> bytes:
+    """The answer to a regress request: a value for each example."""
+    return _results({"outputs": values}, strict, lambda rows: rows)
+
+
+def _results(named: Mapping[str, Array], strict: bool, shape: Callable[[Any], Any]) -> bytes:
+    if strict:
+        _refuse_infinite(named)
+    array = next(iter(named.values()))
+    finite = _is_finite(array)
+    return _dump("results", shape(_plain(array, finite)), finite)
+
+
+def _refuse_infinite(outputs: Mapping[str, Array]) -> None:
+    for alias, array in outputs.items():
+        if not _is_finite(array):
+            raise ExecutionFailed(
+                f"output {alias!r} holds NaN or Infinity, which JSON lacks",
+                hint="ask over gRPC, or have the server started without --strict-json",
+            )
+
+
+def _as_bytes(array: Array) -> Array:
+    """Text as objects that hold its bytes in base64; other arrays as they are."""
+    import numpy as np
+
+    if array.dtype.kind != "O":
+        return array
+    wrapped = np.empty(array.size, object)
+    wrapped[:] = [{"b64": b64encode(text.encode()).decode()} for text in array.ravel()]
+    return wrapped.reshape(array.shape)
 
 
 def encode_inputs(inputs: Mapping[str, Array], *, rows: bool) -> bytes:
