@@ -96,7 +96,7 @@ class Answer:
 
 
 @contextmanager
-def serving(base: Path, log_path: Path, *flags: str, ready: bool = True) -> Iterator[Running]:
+def serving(base: Path | str, log_path: Path, *flags: str, ready: bool = True) -> Iterator[Running]:
     """`mserve serve BASE --port 0 FLAGS` as a process; stopped by its process id at the end."""
     command = [
         sys.executable,

@@ -169,8 +169,7 @@ class Reconciler:
         """Give a model another configuration; versions of another base path serve until a new one does."""
         old, model.config = model.config, config
         model.wanted, model.leaving = True, False
-        if old != config:
-            model.problem = UNSEEN
+        model.problem = UNSEEN
         if old.base != config.base:
             model.retired += [s for s in model.slots.values() if s.state is State.AVAILABLE]
             model.slots = {}

@@ -64,6 +64,8 @@ async def _answer(server: Server, config: Any, until: float) -> bytes:
         raise RequestError(
             error.what, where=error.where, expected=error.expected, found=error.found, hint=error.hint
         ) from error
+    for name in models:
+        server.reconciler.look(name)
     wanted = {name: m.config for name, m in server.reconciler.models.items() if name in models}
     while not _settled(server.reconciler.models, wanted):
         if time.monotonic() > until or server.draining:
@@ -73,7 +75,7 @@ async def _answer(server: Server, config: Any, until: float) -> bytes:
     reasons = [r for name in wanted if (r := _reason(server.reconciler.models.get(name), wanted[name]))]
     code = "OK" if not reasons else "DEADLINE_EXCEEDED" if late else "UNAVAILABLE"
     response = message("tensorflow.serving.ReloadConfigResponse")()
-    response.status.CopyFrom(status_proto(code, "; ".join(reasons)))
+    response.status.CopyFrom(status_proto(code, "\n".join(reasons)))
     data: bytes = response.SerializeToString()
     return data
 

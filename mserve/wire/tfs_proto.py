@@ -22,11 +22,10 @@ from typing import Any
 
 from ..errors import PayloadTooLarge, RequestError
 from ..tensors import DTYPES, Array, DType, Signature, TensorSpec, dtype_of, show_shape
+from . import protobuf
 from .messages import message
 
 MAX_RANK = 32
-# Fewer values than this are taken from a field one by one.
-_FEW = 64
 # Where values of a dtype stand; tags of the packed fields whose bytes are those of the array.
 _FIELDS = {
     "float32": "float_val",
@@ -137,7 +136,7 @@ def _to_array(tensor: Any, alias: str, dtype: DType, shape: tuple[int, ...]) -> 
         )
     if not values and elements:
         _check_empty(tensor, alias, dtype)
-    flat = _texts(values, alias) if dtype.name == "string" else _values(values, alias, dtype)
+    flat = _texts(values, alias) if dtype.name == "string" else _values(tensor, alias, dtype)
     if len(flat) < elements:
         last = flat[-1:] if len(flat) else np.full(1, "" if dtype.name == "string" else 0, flat.dtype)
         flat = np.concatenate([flat, np.broadcast_to(last, elements - len(flat))])
@@ -174,21 +173,29 @@ def _from_content(content: bytes, alias: str, dtype: DType, elements: int) -> Ar
     return np.frombuffer(content, dtype.to_numpy())
 
 
-def _values(values: Any, alias: str, dtype: DType) -> Array:
-    """The values of a typed field, one-dimensional."""
+def _values(tensor: Any, alias: str, dtype: DType) -> Array:
+    """The values of the typed field, one-dimensional."""
     import numpy as np
 
+    field = _FIELDS[dtype.name]
+    values = getattr(tensor, field)
     target, count = dtype.to_numpy(), len(values)
     if dtype.name.startswith("float8"):
         return np.frombuffer(values, target)
-    if dtype.name in ("float32", "float64") and count > _FEW:
-        copy = message("tensorflow.TensorProto")()
-        getattr(copy, _FIELDS[dtype.name]).MergeFrom(values)
-        return np.frombuffer(copy.SerializeToString()[-count * target.itemsize :], target)
-    if _FIELDS[dtype.name] in ("int_val", "half_val") and dtype.name != "int32":
+    if dtype.name in ("float32", "float64"):
+        return np.frombuffer(_packed(tensor, field), target)
+    if field in ("int_val", "half_val") and dtype.name != "int32":
         span = _RANGES.get(dtype.name) or (np.iinfo(target).min, np.iinfo(target).max)
         return _checked(np.fromiter(values, np.int32, count), alias, dtype, span)
     return np.fromiter(values, target, count)
+
+
+def _packed(tensor: Any, field: str) -> bytes:
+    """The bytes of a packed field of fixed width: as they are on the wire, with nothing made of any value."""
+    number = tensor.DESCRIPTOR.fields_by_name[field].number
+    tensor.DiscardUnknownFields()
+    data: bytes = tensor.SerializeToString()
+    return b"".join(data[f.start : f.end] for f in protobuf.fields(data) if f.number == number)
 
 
 def _checked(values: Array, alias: str, dtype: DType, span: tuple[int, int]) -> Array:
