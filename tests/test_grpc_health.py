@@ -64,7 +64,8 @@ def test_an_unknown_name(channel: grpc.Channel) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         check(channel, "nope")
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
-    assert "good" in caught.value.details()
+    assert "'nope'" in caught.value.details()
+    assert "good" not in caught.value.details()  # who has no token learns no names
     stream = watch(channel, "nope")
     assert next(stream).status == SERVICE_UNKNOWN
     stream.cancel()

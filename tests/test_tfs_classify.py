@@ -154,6 +154,21 @@ def test_a_repeated_context_and_a_crowd_of_examples_are_bounded() -> None:
         to_inputs([{}] * (MAX_EXAMPLES + 1), {"v": 1}, signature, 1 << 60)
 
 
+def test_features_of_text_and_of_open_width() -> None:
+    ports = {
+        "s": TensorSpec("s", "string", ("batch",)),
+        "v": TensorSpec("v", "int64", ("batch", 2, "n")),
+        "f": TensorSpec("f", "bool", None),
+    }
+    rows = [{"s": "x", "v": [1, 2, 3, 4], "f": 1}, {"s": {"b64": "w6Q="}, "v": [5, 6, 7, True], "f": False}]
+    found = to_inputs(rows, {}, Signature("classify", ports, {"s": FLOATS}), 1000)
+    assert {a: x.tolist() for a, x in found.items()} == {
+        "s": ["x", "ä"],
+        "v": [[[1, 2], [3, 4]], [[5, 6], [7, 1]]],
+        "f": [True, False],
+    }
+
+
 def test_an_input_with_two_open_sizes_is_no_feature() -> None:
     signature = Signature("classify", {"v": TensorSpec("v", "float32", ("batch", "n", "m"))}, {"s": FLOATS})
     with pytest.raises(RequestError, match="cannot be given as a feature"):

@@ -333,6 +333,20 @@ REQUESTS: list[tuple[str, str, Callable[[], Any], str, str]] = [
         "Servable not found for request: Latest(x)",
     ),
     (
+        "a name that is longer than any answer",
+        "Predict",
+        lambda: predict(spec("ä" * 500_000)),
+        "NOT_FOUND",
+        "Servable not found for request: Latest(ää",
+    ),
+    (
+        "a hundred thousand inputs",
+        "Predict",
+        lambda: ours("PredictRequest", model_spec=spec(), inputs={str(i): {} for i in range(100_000)}),
+        "INVALID_ARGUMENT",
+        "input size does not match signature: 100000!=2",
+    ),
+    (
         "an unknown version",
         "Regress",
         lambda: ours("RegressionRequest", model_spec=spec(version=7)),

@@ -56,7 +56,7 @@ class Health:
         service = _service(rpc.message)
         status = self.status(service)
         if status == "SERVICE_UNKNOWN":
-            raise NotFound("no such service or model", expected=", ".join(self._models), found=repr(service))
+            raise NotFound("no such service or model", found=repr(service[:200]))
         reply(_response(status))
 
     async def _watch(self, messages: AsyncIterator[bytes], rpc: Rpc) -> AsyncIterator[bytes]:

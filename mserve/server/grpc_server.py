@@ -21,6 +21,8 @@ from .http import Cancel
 log = logging.getLogger("mserve")
 
 STREAMS_MAX = 1000
+# Texts may repeat what a client sent; they go out as a header, and clients refuse large ones.
+DETAILS_MAX = 2000
 
 
 @dataclass(slots=True)
@@ -174,4 +176,4 @@ async def _abort(grpc_context: Any, error: MserveError) -> None:
 
     retry = getattr(error, "retry_after_s", 0)
     trailers = (("retry-after", str(retry)),) if retry else ()
-    await grpc_context.abort(getattr(grpc.StatusCode, error.grpc_status), str(error), trailers)
+    await grpc_context.abort(getattr(grpc.StatusCode, error.grpc_status), str(error)[:DETAILS_MAX], trailers)

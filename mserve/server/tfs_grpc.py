@@ -9,7 +9,7 @@ Source: https://github.com/tensorflow/serving/tree/master/tensorflow_serving/api
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -181,14 +181,25 @@ class Predict(TfsCall):
 class OnExamples(TfsCall):
     """A call that is asked with examples."""
 
-    def query(self, spec: Any, method: str) -> Query:
-        """The examples as the inputs of the signature that answers a method. Raises RequestError."""
-        try:
-            name, signature = tfs_methods.choose(self.servable, method, spec.signature_name)
-        except NotFound as error:
-            raise _unknown(spec.signature_name, error) from error
+    def on_examples(self, asked: Sequence[tuple[Any, str]]) -> list[Query]:
+        """The examples as the inputs of the signatures that answer: a ModelSpec and a method for each.
+
+        Raises RequestError.
+        """
+        chosen: dict[str, Signature] = {}
+        for spec, method in asked:
+            try:
+                name, signature = tfs_methods.choose(self.servable, method, spec.signature_name)
+            except NotFound as error:
+                raise _unknown(spec.signature_name, error) from error
+            if name in chosen:
+                raise RequestError(f"Duplicate evaluation of signature: {name}")
+            chosen[name] = signature
         examples, context = tfs_proto.examples_of(self._message.input)
-        return Query(name, tfs_examples.to_inputs(examples, context, signature, self._limit))
+        return [
+            Query(name, tfs_examples.to_inputs(examples, context, signature, self._limit))
+            for name, signature in chosen.items()
+        ]
 
     def classes(self, results: Sequence[Sequence[Array]], index: int = 0) -> Any:
         """A query's outputs as a ClassificationResult."""
@@ -214,7 +225,7 @@ class Classify(OnExamples):
     request = "ClassificationRequest"
 
     def queries(self) -> Sequence[Query]:
-        return (self.query(self._message.model_spec, "classify"),)
+        return self.on_examples([(self._message.model_spec, "classify")])
 
     def response(self, results: Sequence[Sequence[Array]]) -> Any:
         result = self.classes(results)
@@ -227,7 +238,7 @@ class Regress(OnExamples):
     request = "RegressionRequest"
 
     def queries(self) -> Sequence[Query]:
-        return (self.query(self._message.model_spec, "regress"),)
+        return self.on_examples([(self._message.model_spec, "regress")])
 
     def response(self, results: Sequence[Sequence[Array]]) -> Any:
         result = self.values(results)
@@ -260,12 +271,7 @@ class MultiInference(OnExamples):
         return first
 
     def queries(self) -> Sequence[Query]:
-        asked = [self.query(t.model_spec, _METHOD_NAMES[t.method_name]) for t in self._message.tasks]
-        names = [query.signature for query in asked]
-        for index, name in enumerate(names):
-            if name in names[:index]:
-                raise RequestError(f"Duplicate evaluation of signature: {name}")
-        return asked
+        return self.on_examples([(t.model_spec, _METHOD_NAMES[t.method_name]) for t in self._message.tasks])
 
     def response(self, results: Sequence[Sequence[Array]]) -> Any:
         answer = message(f"{_PACKAGE}MultiInferenceResponse")()
@@ -281,12 +287,16 @@ def _check_aliases(inputs: Any, signature: Signature) -> None:
     missing = [a for a, s in signature.inputs.items() if a not in inputs and s.default is None]
     extra = [a for a in inputs if a not in signature.inputs]
     if missing or extra:
-        sent, needed = ",".join(sorted(inputs)), ",".join(sorted(signature.inputs))
+        sent, needed = _names(inputs), _names(signature.inputs)
         raise RequestError(
             f"input size does not match signature: {len(inputs)}!={len(signature.inputs)} "
-            f"len({{{sent}}}) != len({{{needed}}}). Sent extra: {{{','.join(sorted(extra))}}}. "
-            f"Missing but required: {{{','.join(sorted(missing))}}}."
+            f"len({{{sent}}}) != len({{{needed}}}). Sent extra: {{{_names(extra)}}}. "
+            f"Missing but required: {{{_names(missing)}}}."
         )
+
+
+def _names(names: Iterable[str]) -> str:
+    return ",".join(sorted(names))[:400]
 
 
 def _unknown(name: str, error: NotFound) -> FailedPrecondition:

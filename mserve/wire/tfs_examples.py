@@ -38,6 +38,12 @@ def of_body(body: Mapping[str, Any]) -> tuple[list[Features], Features]:
     return examples, context
 
 
+def check_count(examples: int) -> None:
+    """Refuse more examples than one request may hold. Raises PayloadTooLarge."""
+    if examples > MAX_EXAMPLES:
+        raise PayloadTooLarge("too many examples", expected=f"at most {MAX_EXAMPLES}", found=examples)
+
+
 def to_inputs(
     examples: Sequence[Features], context: Features, signature: Signature, limit: int
 ) -> dict[str, Array]:
@@ -48,8 +54,7 @@ def to_inputs(
     """
     if not examples:
         raise RequestError("Input is empty.", expected="at least one example")
-    if len(examples) > MAX_EXAMPLES:
-        raise PayloadTooLarge("too many examples", expected=f"at most {MAX_EXAMPLES}", found=len(examples))
+    check_count(len(examples))
     used = [alias for alias in signature.inputs if alias in context]
     repeated = sum(_size(context[a]) * sum(a not in e for e in examples) for a in used)
     if repeated > limit:

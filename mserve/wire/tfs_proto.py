@@ -24,6 +24,7 @@ from ..errors import PayloadTooLarge, RequestError
 from ..tensors import DTYPES, Array, DType, Signature, TensorSpec, dtype_of, show_shape
 from . import protobuf
 from .messages import message
+from .tfs_examples import check_count
 
 MAX_RANK = 32
 # Where values of a dtype stand; tags of the packed fields whose bytes are those of the array.
@@ -266,12 +267,13 @@ def _varint(value: int) -> bytes:
 def examples_of(given: Any) -> tuple[list[dict[str, list[Any]]], dict[str, list[Any]]]:
     """The examples of an Input as features by name, and the context that goes with each of them.
 
-    Raises RequestError.
+    Raises RequestError, PayloadTooLarge.
     """
     kind = given.WhichOneof("kind")
     if kind is None:
         raise RequestError("Input is empty.", expected="example_list or example_list_with_context")
     holder = getattr(given, kind)
+    check_count(len(holder.examples))
     examples = [_features(e, f"example {i}") for i, e in enumerate(holder.examples)]
     context = _features(holder.context, "the context") if kind == "example_list_with_context" else {}
     return examples, context
