@@ -46,8 +46,8 @@ def kib(name):
 before = kib("RssAnon")
 start = time.perf_counter()
 if kind == "mserve":
-    from mserve.runtime.ort import open_sessions
-    session = open_sessions(open_bundle(path))["serving_default"]
+    from mserve.runtime.engines import open_engines
+    session = open_engines(open_bundle(path))["serving_default"]
     run = lambda ids: session.run(["score"], {"ids": ids})
 else:
     options = ort.SessionOptions()

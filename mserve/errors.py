@@ -157,7 +157,7 @@ class NotAFile(BundleError):
 
 
 class ModelRefused(BundleError):
-    """The files are whole, and ONNX Runtime does not accept the model."""
+    """The files are whole, and the engine does not accept what is in them."""
 
     code = "model-refused"
 
@@ -169,7 +169,7 @@ class RequestError(MserveError):
     http_status = 400
     grpc_status = "INVALID_ARGUMENT"
     code = "invalid-request"
-    retry_after_s: ClassVar[int] = 0
+    retry_after_s: int = 0
 
 
 class NotFound(RequestError):

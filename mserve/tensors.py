@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .errors import MetaGraphMalformed, RequestError
@@ -87,12 +88,13 @@ BY_ONNX: dict[int, DType] = {d.onnx: d for d in DTYPES.values()}
 
 def dtype_of(array: Array) -> str:
     """Our name of an array's dtype: "string" for text, bytes and objects, else numpy's name."""
-    if array.dtype.kind in "OUST":
-        return "string"
-    for dtype in DTYPES.values():
-        if dtype.numpy == array.dtype.name:
-            return dtype.name
-    return array.dtype.name
+    return "string" if array.dtype.kind in "OUST" else _name_of(array.dtype)
+
+
+@lru_cache(64)
+def _name_of(dtype: np.dtype[Any]) -> str:
+    """Our name of a dtype, or numpy's; kept, since numpy puts its name together at each asking."""
+    return next((known.name for known in DTYPES.values() if known.numpy == dtype.name), dtype.name)
 
 
 def plain_text(array: Array) -> Array:

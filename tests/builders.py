@@ -211,3 +211,17 @@ def set_json(proto: ModelProto, key: str, change: Callable[[Any], Any]) -> None:
 def tree(directory: Path) -> dict[str, bytes]:
     """Every file below a directory, by relative name."""
     return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+
+
+def constant(value: float) -> ModelProto:
+    """y = x * 0 + value, a row for each row of x."""
+    nodes = [helper.make_node("Mul", ["x", "zero"], ["z"]), helper.make_node("Add", ["z", "value"], ["y"])]
+    weights = [weight("zero", np.zeros(1, np.float32)), weight("value", np.full(1, value, np.float32))]
+    return model(nodes, [("x", FLOAT, ["N", 1])], [("y", FLOAT, ["N", 1])], weights)
+
+
+def words(*texts: str) -> Array:
+    """Text as requests carry it: an object array of str, which keeps a NUL at the end."""
+    array = np.empty(len(texts), dtype=object)
+    array[:] = texts
+    return array

@@ -116,7 +116,7 @@ def serving(base: Path | str, log_path: Path, *flags: str, ready: bool = True) -
         process = subprocess.Popen(command, stderr=log, stdout=log)
     try:
         deadline = time.monotonic() + START_S
-        while not (match := re.search(r"listening on http://[^:]+:(\d+)", log_path.read_text())):
+        while not (match := re.search(r"listening on https?://[^:]+:(\d+)", log_path.read_text())):
             assert process.poll() is None, log_path.read_text()
             assert time.monotonic() < deadline, log_path.read_text()
             time.sleep(0.02)

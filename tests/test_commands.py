@@ -21,7 +21,7 @@ DIGITS = SAMPLES / "digits.onnx"
 
 
 def run(
-    *arguments: object, stdin: bytes = b"", env: dict[str, str] | None = None
+    *arguments: object, stdin: bytes = b"", env: dict[str, str] | None = None, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     """`mserve ARGUMENTS` as a process; its output must never hold a traceback."""
     done = subprocess.run(
@@ -31,6 +31,7 @@ def run(
         timeout=60,
         check=False,
         env={**os.environ, **(env or {})},
+        cwd=cwd,
     )
     text = subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
     assert "Traceback" not in text.stderr, text.stderr

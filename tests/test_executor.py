@@ -16,9 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 import mserve
 from mserve.batching.batcher import Limits
 from mserve.batching.executor import Executor
-from mserve.errors import DeadlineExceeded, ExecutionFailed, MserveError
+from mserve.errors import DeadlineExceeded, ExecutionFailed, MserveError, Overloaded
 from mserve.front import Front, Query
-from mserve.loader.servable import Servable
+from mserve.loader.servable import Servable, Stats
 
 DEFAULTS = Limits()
 
@@ -214,3 +214,33 @@ def test_closing_answers_what_waits(lookup: Servable) -> None:
     asyncio.run(main())
     assert len(answers) == 1
     assert isinstance(answers[0], MserveError)
+
+
+def test_the_rate_at_which_a_queue_drains_is_learned_only_while_there_is_one() -> None:
+    stats, second = Stats(), 1_000_000_000
+    stats.drained(10, 1 * second, more=False)
+    stats.drained(10, 9 * second, more=True)
+    assert stats.expected_wait_ns(100) == 0, "nothing waited between the two, so they tell no rate"
+    for tick in range(1, 41):
+        stats.drained(10, 9 * second + tick * second // 10, more=True)
+    assert stats.expected_wait_ns(50) == pytest.approx(second / 2)
+    for tick in range(1, 101):
+        stats.drained(1, 13 * second + tick * second // 10, more=True)
+    assert stats.expected_wait_ns(50) == pytest.approx(5 * second, rel=0.05), "it follows"
+
+
+def test_what_cannot_be_answered_in_its_time_is_refused_at_once(lookup: Servable) -> None:
+    async def work(executor: Executor, front: Front) -> None:
+        lookup.stats.drain_rows, lookup.stats.drain_ns = 10.0, 10e9  # a row a second
+        query = Query("serving_default", {"i": np.array([1, 2, 3], np.int64)})
+        answered: list[Any] = []
+        front.predict(lookup, query, answered.append, timeout_ns=2_000_000_000)
+        with pytest.raises(Overloaded, match="too long for the request's time") as caught:
+            front.predict(lookup, query, answered.append, timeout_ns=2_000_000_000)
+        assert caught.value.retry_after_s == 3
+        front.predict(lookup, query, answered.append, timeout_ns=4_000_000_000)
+        while len(answered) < 2:
+            await asyncio.sleep(0.001)
+        assert not any(isinstance(a, MserveError) for a in answered)
+
+    on_loop(work)

@@ -16,7 +16,7 @@ from mserve.checks import validate
 from mserve.errors import BundleIncomplete
 from mserve.format import open_bundle
 from mserve.format.metagraph import METADATA_PROPS, read_prop, seal
-from mserve.runtime.ort import map_file
+from mserve.runtime.weights import map_file
 from mserve.wire import protobuf
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL

@@ -18,7 +18,7 @@ from mserve.format import open_bundle
 from mserve.format.prune import Parts
 from mserve.loader import cache
 from mserve.loader.cache import is_network, local_copy
-from mserve.runtime import ort
+from mserve.runtime import weights
 
 
 def graph_of(nodes: list[onnx.NodeProto]) -> bytes:
@@ -81,7 +81,7 @@ def test_a_large_bundle_is_mapped_and_answers(
             advised.append(("random" if option == mmap.MADV_RANDOM else "read", *(args or (0, len(self)))))
             super().madvise(option, *args)
 
-    monkeypatch.setattr(ort.mmap, "mmap", Watched)
+    monkeypatch.setattr(weights.mmap, "mmap", Watched)
     from mserve.loader.servable import load
 
     servable = load(path, prefetch=prefetch)

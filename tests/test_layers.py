@@ -47,6 +47,8 @@ LIGHT = (
     "mserve.format",
     "mserve.wire.protobuf",
     "mserve.commands._foreign",
+    "mserve.server.labels",
+    "mserve.server.watch",
 )
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mserve.loader.plan import Action, ModelConfig, Policy, Slot, plan
+from mserve.loader.plan import Action, ModelConfig, Policy, Slot, follow, plan
 from mserve.loader.servable import State
 from mserve.loader.source import Candidate, scan
 
@@ -158,3 +158,213 @@ def test_scan_of_a_missing_path_is_a_problem_not_an_error(tmp_path: Path) -> Non
     found = scan(tmp_path / "nope")
     assert found.candidates == {}
     assert "No such file" in found.problem
+
+
+def model(policy: Policy, labels: dict[str, int] | None = None, *, unload_first: bool = False) -> ModelConfig:
+    return ModelConfig("m", Path(), policy, labels or {}, unload_first)
+
+
+def checked(version: int) -> dict[int, Slot]:
+    found = slots(**{f"v{version}": "waiting"})
+    found[version].checked, found[version].retry_at_ns = True, 0
+    return found
+
+
+def check(v: int) -> Action:
+    return Action("check", v)
+
+
+def unload(v: int) -> Action:
+    return Action("unload", v)
+
+
+ALL, TWO = Policy(latest=0), Policy(latest=2)
+ONLY_1, ONLY_7 = Policy(versions=(1,)), Policy(versions=(7,))
+UNLOAD_FIRST = model(Policy(), unload_first=True)
+POLICY_CASES = [
+    ("all: every version", disk(1, 2, 3), slots(v2="available"), model(ALL), {}, [load(3), load(1)]),
+    (
+        "all: a broken one is no reason to unload",
+        disk(1, 2),
+        slots(v1="available", v2="failed"),
+        model(ALL),
+        {},
+        [],
+    ),
+    ("specific: only the one asked for", disk(1, 2), slots(), model(ONLY_1), {}, [load(1)]),
+    (
+        "specific: then the others go",
+        disk(1, 2),
+        slots(v1="available", v2="available"),
+        model(ONLY_1),
+        {},
+        [unload(2)],
+    ),
+    ("specific and not there: what serves goes on", disk(1), slots(v1="available"), model(ONLY_7), {}, []),
+    (
+        "a label keeps an old version loaded",
+        disk(1, 2),
+        slots(v1="available", v2="available"),
+        model(Policy(), {"stable": 1}),
+        {"stable": 1},
+        [],
+    ),
+    (
+        "a label loads an old version",
+        disk(1, 2),
+        slots(v2="available"),
+        model(Policy(), {"stable": 1}),
+        {},
+        [load(1)],
+    ),
+    (
+        "a moved label keeps its old version until the new one is available",
+        disk(1, 2, 3),
+        slots(v1="available", v2="loading", v3="available"),
+        model(Policy(), {"stable": 2}),
+        {"stable": 1},
+        [],
+    ),
+    (
+        "then the old one goes",
+        disk(1, 2, 3),
+        slots(v1="available", v2="available", v3="available"),
+        model(Policy(), {"stable": 2}),
+        {"stable": 2},
+        [unload(1)],
+    ),
+    (
+        "a label on a version that is not there holds the old one",
+        disk(1, 3),
+        slots(v1="available", v3="available"),
+        model(Policy(), {"stable": 9}),
+        {"stable": 1},
+        [],
+    ),
+    (
+        "a labelled version whose directory is gone stays",
+        disk(3),
+        slots(v1="available", v3="available"),
+        model(Policy(), {"stable": 1}),
+        {"stable": 1},
+        [],
+    ),
+    (
+        "a removed label lets its version go",
+        disk(1, 3),
+        slots(v1="available", v3="available"),
+        model(Policy()),
+        {"stable": 1},
+        [unload(1)],
+    ),
+    (
+        "unload-first: the new version's files are checked first",
+        disk(1, 2),
+        slots(v1="available"),
+        UNLOAD_FIRST,
+        {},
+        [check(2)],
+    ),
+    (
+        "unload-first: while it is checked the old one serves",
+        disk(1, 2),
+        slots(v1="available", v2="loading"),
+        UNLOAD_FIRST,
+        {},
+        [],
+    ),
+    (
+        "unload-first: half a copy unloads nothing",
+        disk(1, 2),
+        slots(v1="available", v2="waiting"),
+        UNLOAD_FIRST,
+        {},
+        [],
+    ),
+    (
+        "unload-first: checked, so the old one goes",
+        disk(1, 2),
+        slots(v1="available") | checked(2),
+        UNLOAD_FIRST,
+        {},
+        [unload(1)],
+    ),
+    (
+        "unload-first: and nothing is loaded before it is gone",
+        disk(1, 2),
+        slots(v1="draining") | checked(2),
+        UNLOAD_FIRST,
+        {},
+        [],
+    ),
+    ("unload-first: then the new one is loaded", disk(1, 2), checked(2), UNLOAD_FIRST, {}, [load(2)]),
+    (
+        "unload-first: it failed, so the old one comes back",
+        disk(1, 2),
+        slots(v2="failed"),
+        UNLOAD_FIRST,
+        {},
+        [check(1)],
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("what", "candidates", "now_slots", "config", "labels", "expected"),
+    POLICY_CASES,
+    ids=[c[0] for c in POLICY_CASES],
+)
+def test_plan_by_policy_and_label(
+    what: str,
+    candidates: dict[int, Candidate],
+    now_slots: dict[int, Slot],
+    config: ModelConfig,
+    labels: dict[str, int],
+    expected: list[Action],
+) -> None:
+    assert plan(candidates, now_slots, config, labels, 0) == expected, what
+
+
+STATES = st.sampled_from(["waiting", "loading", "available", "draining", "failed"])
+POLICIES = st.sampled_from([Policy(1), TWO, ALL, Policy(versions=(2,)), Policy(versions=(1, 5))])
+VERSIONS = st.integers(1, 6)
+
+
+@given(
+    st.sets(VERSIONS),
+    st.dictionaries(VERSIONS, STATES),
+    POLICIES,
+    st.dictionaries(st.sampled_from(["a", "b"]), VERSIONS),
+    st.dictionaries(st.sampled_from(["a", "b"]), VERSIONS),
+)
+def test_what_a_label_names_is_never_unloaded(
+    versions: set[int], states: dict[int, str], policy: Policy, wanted: dict[str, int], now: dict[str, int]
+) -> None:
+    """Neither the version a label names now, while its target cannot answer, nor its target."""
+    current = slots(**{f"v{v}": s for v, s in states.items()})
+    unloaded = {a.version for a in plan(disk(*versions), current, model(policy, wanted), now, 0)}
+    for label, target in wanted.items():
+        ready = target in current and current[target].state is State.AVAILABLE
+        named = target if ready else now.get(label)
+        if named in current and current[named].state is State.AVAILABLE:
+            assert named not in unloaded
+
+
+LABEL_CASES: list[tuple[str, dict[str, int], dict[str, int], set[int], dict[str, int]]] = [
+    ("a label appears with its version", {}, {"stable": 2}, {1, 2}, {"stable": 2}),
+    ("not before", {}, {"stable": 2}, {1}, {}),
+    ("a label stays until its new version can answer", {"stable": 1}, {"stable": 2}, {1}, {"stable": 1}),
+    ("and moves then", {"stable": 1}, {"stable": 2}, {1, 2}, {"stable": 2}),
+    ("many labels on one version", {}, {"a": 1, "b": 1}, {1}, {"a": 1, "b": 1}),
+    ("a removed label is gone", {"stable": 1}, {}, {1}, {}),
+    ("a label whose version has ended names nothing", {"stable": 1}, {"stable": 2}, {3}, {}),
+]
+
+
+@pytest.mark.parametrize(
+    ("what", "now", "wanted", "available", "expected"), LABEL_CASES, ids=[c[0] for c in LABEL_CASES]
+)
+def test_labels_follow_their_versions(
+    what: str, now: dict[str, int], wanted: dict[str, int], available: set[int], expected: dict[str, int]
+) -> None:
+    assert follow(now, model(Policy(), wanted), available) == expected, what

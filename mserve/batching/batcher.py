@@ -21,7 +21,7 @@ Reply = Callable[[Sequence[Array] | MserveError], None]
 
 @dataclass(frozen=True, slots=True)
 class Limits(Batching):
-    """How batches close where a servable does not say otherwise, and rows that may wait in all."""
+    """How batches close where a servable does not say otherwise, and rows that may wait for one servable."""
 
     max_queue_rows: int = 8192
 
@@ -62,26 +62,44 @@ class _Queue:
     rows: int = 0
 
 
+@dataclass(slots=True)
+class Backlog:
+    """What waits for one servable."""
+
+    rows: int = 0
+    requests: int = 0
+
+
 class Batcher:
-    """The queues of all servables."""
+    """The queues of all servables.
+
+    Each servable has a backlog of its own, so that one that is asked too much leaves room
+    for the others. `rows` counts what waits in all.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.rows = 0
+        self._requests = 0
         self._queues: dict[Hashable, _Queue] = {}
+        self._backlogs: dict[int, Backlog] = {}
         self._turns: deque[Hashable] = deque()
 
     def __len__(self) -> int:
-        return sum(len(q.entries) for q in self._queues.values())
+        return self._requests
+
+    def backlog(self, servable: Servable) -> Backlog:
+        """What waits for a servable now."""
+        return self._backlogs.get(id(servable)) or Backlog()
 
     def add(self, entry: Entry) -> None:
         """Queue a request. Raises Overloaded when the queue is full; one that is not takes any request."""
-        limit = self.limits.max_queue_rows
-        if max(self.rows, len(self)) >= limit:
+        limit, backlog = self.limits.max_queue_rows, self.backlog(entry.servable)
+        if max(backlog.rows, backlog.requests) >= limit:
             raise Overloaded(
                 "the queue is full",
                 expected=f"fewer than {limit} rows waiting",
-                found=f"{self.rows} rows in {len(self)} requests",
+                found=f"{backlog.rows} rows in {backlog.requests} requests",
                 hint="try again later, or with fewer requests at once",
             )
         key = batch_key(entry)
@@ -91,7 +109,8 @@ class Batcher:
             self._turns.append(key)
         queue.entries.append(entry)
         queue.rows += entry.rows
-        self.rows += entry.rows
+        self._backlogs[id(entry.servable)] = backlog
+        self._count(entry, 1)
 
     def next_batch(self, now_ns: int, free: Callable[[Entry, int], bool]) -> Batch | None:
         """The next batch that may close now, or None.
@@ -126,10 +145,10 @@ class Batcher:
             for entry in queue.entries:
                 (removed if gone(entry) else kept).append(entry)
             if len(kept) != len(queue.entries):
-                dropped = queue.rows - sum(e.rows for e in kept)
-                queue.entries, queue.rows = kept, queue.rows - dropped
-                self.rows -= dropped
+                queue.entries, queue.rows = kept, sum(e.rows for e in kept)
                 self._tidy(key, queue)
+        for entry in removed:
+            self._count(entry, -1)
         return removed
 
     def _batching(self, entry: Entry) -> Batching:
@@ -149,9 +168,19 @@ class Batcher:
             entries.append(queue.entries.popleft())
             rows += entries[-1].rows
         queue.rows -= rows
-        self.rows -= rows
+        for entry in entries:
+            self._count(entry, -1)
         self._tidy(key, queue)
         return Batch(key, entries, rows)
+
+    def _count(self, entry: Entry, sign: int) -> None:
+        backlog = self._backlogs[id(entry.servable)]
+        backlog.rows += sign * entry.rows
+        backlog.requests += sign
+        self.rows += sign * entry.rows
+        self._requests += sign
+        if not backlog.requests:
+            del self._backlogs[id(entry.servable)]
 
     def _tidy(self, key: Hashable, queue: _Queue) -> None:
         if not queue.entries:

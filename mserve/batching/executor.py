@@ -14,19 +14,21 @@ error; their neighbours get their answers.
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 
-from ..errors import DeadlineExceeded, ExecutionFailed, MserveError, Unavailable
+from ..errors import DeadlineExceeded, ExecutionFailed, MserveError, Overloaded, Unavailable
 from ..loader.servable import BATCH_BUCKETS
 from ..tensors import Array
 from .batcher import Batch, Batcher, Entry, Limits
 
 INLINE_RUN_NS = 150_000
 INLINE_TICK_NS = 500_000
+RETRY_AFTER_MAX_S = 60
 SWEEP_S = 0.05
 
 Outputs = list[list[Array]]
@@ -51,8 +53,23 @@ class Executor:
             thread.start()
 
     def submit(self, entry: Entry) -> None:
-        """Queue a checked request; it may run at the end of this tick. Raises Overloaded."""
-        self.batcher.add(entry)
+        """Queue a checked request; it may run at the end of this tick.
+
+        Raises Overloaded when the queue is full, or so long that the request's time will
+        be over before its turn; it says when to try again.
+        """
+        wait_ns = entry.servable.stats.expected_wait_ns(self.batcher.backlog(entry.servable).rows)
+        try:
+            if wait_ns and 0 < entry.deadline_ns < time.monotonic_ns() + wait_ns:
+                raise Overloaded(
+                    "the queue is too long for the request's time",
+                    expected=f"a wait of at most {(entry.deadline_ns - entry.arrived_ns) / 1e9:.3g} s",
+                    found=f"about {wait_ns / 1e9:.3g} s",
+                )
+            self.batcher.add(entry)
+        except Overloaded as error:
+            error.retry_after_s = min(RETRY_AFTER_MAX_S, max(1, math.ceil(wait_ns / 1e9)))
+            raise
         entry.servable.in_flight += 1
         if not self._pumping:
             self._pumping = True
@@ -153,7 +170,8 @@ class Executor:
 
     def _finish(self, batch: Batch, outputs: Outputs, error: Exception | None, run_ns: int) -> None:
         batch.entries[0].servable.stats.run_ns += run_ns
-        now = time.monotonic_ns()
+        now, servable = time.monotonic_ns(), batch.entries[0].servable
+        servable.stats.drained(batch.rows, now, more=self.batcher.backlog(servable).requests > 0)
         for entry in batch.entries:
             entry.ended_ns = now
         if error is None:

@@ -16,7 +16,7 @@ from ..format import GOLDEN_FILE, Bundle
 from ..format.golden import Golden, unpack
 from ..loader.servable import Servable
 from ..numerics import compare
-from ..runtime.ort import open_sessions
+from ..runtime.engines import open_engines
 from ..tensors import Array, Signature, TensorSpec, dtype_of, show_shape
 from .findings import CODES, Finding, Tolerance
 
@@ -28,7 +28,7 @@ LOOSE = 0.05
 def answers(bundle: Bundle, tolerance: Tolerance, *, full: bool) -> Iterator[Finding]:
     """Golden outputs within the tolerance; with `full`, declared shapes and independent rows."""
     try:
-        sessions = open_sessions(bundle)
+        sessions = open_engines(bundle)
     except MserveError as error:
         yield Finding("load", "export.meta", str(error))
         return

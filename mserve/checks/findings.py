@@ -17,7 +17,7 @@ CODES: dict[str, tuple[str, str]] = {
     "tensor-overlap": (ERROR, "two tensors share bytes of a shard"),
     "onnx-checker": (ERROR, "onnx.checker refuses the graph"),
     "inner-external": (ERROR, "a constant of a subgraph or function lies in another file"),
-    "load": (ERROR, "ONNX Runtime does not load the graph"),
+    "load": (ERROR, "the graph, or the table, does not load"),
     "golden-run": (ERROR, "the model fails on its own golden inputs"),
     "golden-outputs": (ERROR, "the model's answers are not the recorded ones"),
     "golden-absent": (WARNING, "no golden samples are recorded, so answers were not checked"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,10 +13,21 @@ from ..numerics import parse_size
 from . import _output
 from ._output import emit_json
 
+if TYPE_CHECKING:
+    from ..exporters.pipeline import Export
+
 
 def command(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="The model: an ONNX file.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="The model: an ONNX file, or a .csv or .npz table.")
+    ],
     base_path: Annotated[Path, typer.Argument(metavar="BASE_PATH", help="Where the model's versions lie.")],
+    kind: Annotated[
+        str, typer.Option("--from", metavar="KIND", help="onnx or table; default: told by the source.")
+    ] = "",
+    key: Annotated[
+        str, typer.Option(help="The key column of a table; default: key, or the first column of a CSV file.")
+    ] = "",
     version: Annotated[str, typer.Option(help="A number, auto (the next) or time (Unix time).")] = "auto",
     name: Annotated[str, typer.Option(help="The model's name; default: the base path's.")] = "",
     signatures: Annotated[
@@ -53,8 +64,13 @@ def command(
         dedup=dedup,
         partitioned=_pairs("--partitioned", partitioned or []),
         shard_bytes=parse_size(shard_size),
+        kind=kind,
+        key=key,
     )
-    result = export(source, base_path, options)
+    _show(export(source, base_path, options), base_path, as_json=as_json)
+
+
+def _show(result: Export, base_path: Path, *, as_json: bool) -> None:
     for text in result.notes:
         _output.note(f"note: {text}")
     metagraph = result.metagraph

@@ -22,7 +22,7 @@ def _flag(text: str, default: str, **limits: Any) -> Any:
 
 def command(
     base_path: Annotated[
-        Path | None, typer.Argument(metavar="[BASE_PATH]", help="A base path, or a directory of base paths.")
+        Path | None, typer.Argument(metavar="BASE_PATH", help="A base path, or a directory of base paths.")
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="A configuration file; flags go before what it says.")

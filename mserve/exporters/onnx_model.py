@@ -13,7 +13,7 @@ import hashlib
 import mmap
 import os
 import stat
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from ..format.graph import MAX_DIMS
 from ..format.inner import checkable, inner_tensors
 from ..format.metagraph import PREFIX
 from ..format.shards import Tensor, chunked
-from ..tensors import BY_ONNX, DTYPES
+from ..tensors import BY_ONNX, DTYPES, Array, Signature
 from ..wire import protobuf
 from .partitions import PartitionedTensor
 
@@ -37,12 +37,21 @@ MAX_PROTO_BYTES = 2**31 - 1
 
 @dataclass(slots=True)
 class Source:
-    """A model taken apart. `graph` refers to `tensors` by name; `origin` is for provenance."""
+    """A model taken apart. `graph` refers to `tensors` by name; `origin` is for provenance.
+
+    A source that knows more than its graph says has a `signature`, inputs to `draw` golden
+    rows from, by tensor, and how many `golden_rows` it wants unless the user says. `notes` are
+    sentences for the user.
+    """
 
     graph: onnx.ModelProto
     tensors: list[Tensor]
     origin: dict[str, str]
     name: str
+    signature: Signature | None = None
+    draw: Callable[[int], Mapping[str, Array]] | None = None
+    golden_rows: int = 1
+    notes: tuple[str, ...] = ()
 
 
 def read(source: Any, partitioned: Mapping[str, PartitionedTensor] | None = None) -> Source:

@@ -21,21 +21,23 @@ from ..files import read_text
 from ..format import GOLDEN_FILE, META_FILE, FileRecord, MetaGraph
 from ..format import golden as golden_file
 from ..format.golden import Golden
-from ..format.graph import DIGEST_KEY
+from ..format.graph import DIGEST_KEY, read_graph
 from ..format.layout import MAX_VERSION, OWN_ASSETS, safe_relative
 from ..format.metagraph import parse, seal
 from ..format.prune import Parts
 from ..format.shards import DEFAULT_SHARD_BYTES, Placed
 from ..format.writer import Staging, stage
 from ..numerics import compare
-from ..runtime.ort import Session, Weights, map_file, sessions_for
+from ..runtime.engines import Engine, engines_for
+from ..runtime.weights import Weights, map_file
 from ..tensors import ANY_DIM, DEFAULT_SIGNATURE, Array, Signature, check_inputs, fill_defaults, plain_text
-from . import onnx_model, partitions, signatures
+from . import onnx_model, partitions, signatures, table
+from .onnx_model import Source
 
 if TYPE_CHECKING:
     import onnx
 
-DEFAULT_GOLDEN_ROWS = 1
+KINDS = ("onnx", "table")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,8 @@ class Options:
     number of rows to draw, or arrays by input alias for the default signature; None
     draws one row where the model runs on made-up inputs. `dedup` shares equal shards with
     earlier versions by hard links. `partitioned` names weights whose values lie in several
-    npy or npz files: a glob for each.
+    npy or npz files: a glob for each. `kind` is one of KINDS, "" to tell by the source; `key`
+    names the key column of a table.
     """
 
     version: int | str = "auto"
@@ -58,6 +61,8 @@ class Options:
     shard_bytes: int = DEFAULT_SHARD_BYTES
     dedup: bool = False
     partitioned: Mapping[str, str] = field(default_factory=dict)
+    kind: str = ""
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +80,7 @@ class Export:
 
 
 def export(source: Any, base_path: str | os.PathLike[str], options: Options) -> Export:
-    """Export an ONNX file or `onnx.ModelProto` as a new version of `base_path`.
+    """Export an ONNX file, an `onnx.ModelProto` or a table as a new version of `base_path`.
 
     Raises InputError (bad source), UsageError (bad options, version exists),
     EnvironmentProblem (cannot write, disk full).
@@ -84,17 +89,21 @@ def export(source: Any, base_path: str | os.PathLike[str], options: Options) -> 
     _check_text(options)
     base = Path(base_path)
     assets = _asset_names(options.assets)
-    parts = onnx_model.read(source, partitions.find(options.partitioned))
+    parts = _read(source, options)
     with stage(base, version) as staging:
         shards, placed = staging.write_shards(parts.tensors, options.shard_bytes)
         _refer(parts.graph, placed)
         where = str(source) if isinstance(source, str | os.PathLike) else "the model object"
-        proposed = _proposed(parts.graph, options.signatures, where)
+        given = options.signatures
+        if given is None and parts.signature:
+            given = {DEFAULT_SIGNATURE: parts.signature}
+        proposed = _proposed(parts.graph, given, where)
         _check_labels(proposed, assets)
-        sessions = _open(parts.graph, proposed, staging, shards, where)
-        chosen, sizes, notes = _settled(proposed, sessions)
-        notes += signatures.left_out(parts.graph.graph) if options.signatures is None else []
-        samples, note = _golden(options.golden, chosen, sizes, sessions)
+        engines = _open(parts.graph, proposed, staging, shards, where)
+        chosen, sizes, notes = _settled(proposed, engines)
+        notes += parts.notes
+        notes += signatures.left_out(parts.graph.graph) if given is None else []
+        samples, note = _golden(options.golden, parts, chosen, sizes, engines)
         notes += [note] if note else []
         metagraph = MetaGraph(
             name=options.name,
@@ -110,6 +119,19 @@ def export(source: Any, base_path: str | os.PathLike[str], options: Options) -> 
         target = staging.publish(version)
     size = len(meta) + sum(record.size for record in metagraph.files())
     return Export(target, int(target.name), parse(meta, target / META_FILE), size, shared, tuple(notes))
+
+
+def _read(source: Any, options: Options) -> Source:
+    """Take the source apart, by the kind that the user names, or that it looks like."""
+    if options.kind not in ("", *KINDS):
+        raise UsageError("no such kind of source", expected=", ".join(KINDS), found=options.kind)
+    if (options.kind or KINDS[table.is_table(source)]) == "table":
+        if options.partitioned:
+            raise UsageError("a table has no partitioned weights", found=", ".join(options.partitioned))
+        return table.read(source, options.key)
+    if options.key:
+        raise UsageError("only a table has a key column", found=options.key)
+    return onnx_model.read(source, partitions.find(options.partitioned))
 
 
 def _check_text(options: Options) -> None:
@@ -184,20 +206,21 @@ def _open(
     staging: Staging,
     shards: Sequence[FileRecord],
     where: str,
-) -> dict[str, Session]:
-    """Sessions over the staged shards, made as a server would make them."""
+) -> Mapping[str, Engine]:
+    """Engines over the staged shards, made as a server would make them."""
     buffers = {r.name: map_file(staging.path / r.name, r.size, private=False) for r in shards}
     weights = Weights(staging.path / META_FILE, buffers, private=False)
     try:
-        return sessions_for(model.SerializeToString(), proposed, weights)
+        data = model.SerializeToString()
+        return engines_for(data, read_graph(data, where), proposed, weights)
     except ModelRefused as error:
         raise InputError(error.what, where=where, found=error.found, hint=error.hint) from error
 
 
-def _runner(session: Session) -> signatures.Run:
+def _runner(engine: Engine) -> signatures.Run:
     def run(signature: Signature, inputs: Mapping[str, Array]) -> dict[str, Array]:
         feeds = {spec.name: inputs[alias] for alias, spec in signature.inputs.items()}
-        outputs = session.run([spec.name for spec in signature.outputs.values()], feeds)
+        outputs = engine.run([spec.name for spec in signature.outputs.values()], feeds)
         return dict(zip(signature.outputs, outputs, strict=True))
 
     return run
@@ -254,36 +277,33 @@ def _check_labels(proposed: Mapping[str, Signature], assets: Mapping[str, Path])
 
 
 def _settled(
-    proposed: Mapping[str, Signature], sessions: Mapping[str, Session]
+    proposed: Mapping[str, Signature], engines: Mapping[str, Engine]
 ) -> tuple[dict[str, Signature], dict[str, int | None], list[str]]:
     """The signatures with their batch axes, the size at which each one ran, and notes."""
     chosen, sizes, notes = {}, {}, []
     for name, signature in proposed.items():
-        chosen[name], sizes[name], note = signatures.settle_batch_axis(signature, _runner(sessions[name]))
+        chosen[name], sizes[name], note = signatures.settle_batch_axis(signature, _runner(engines[name]))
         notes += [f"{name}: {note}"] if note else []
     return chosen, sizes, notes
 
 
 def _golden(
     golden: int | str | os.PathLike[str] | Mapping[str, Array] | None,
+    parts: Source,
     chosen: Mapping[str, Signature],
     sizes: Mapping[str, int | None],
-    sessions: Mapping[str, Session],
+    engines: Mapping[str, Engine],
 ) -> tuple[dict[str, Golden], str]:
     """Record outputs for given or drawn inputs; an unsteady model (random operators) records none."""
     import numpy as np
 
     inputs: Mapping[str, Array]
     name = DEFAULT_SIGNATURE if DEFAULT_SIGNATURE in chosen else next(iter(chosen))
-    signature, free, run = chosen[name], sizes[name], _runner(sessions[name])
-    if isinstance(golden, int):
-        if golden <= 0:
-            return {}, ""
-        inputs = generate(signature, golden, free=free or signatures.FREE_SIZES[0])
-    elif golden is None:
-        if free is None:
-            return {}, ""
-        inputs = generate(signature, DEFAULT_GOLDEN_ROWS, free=free)
+    signature, free, run = chosen[name], sizes[name], _runner(engines[name])
+    if golden == 0 or (golden is None and free is None):
+        return {}, ""
+    if golden is None or isinstance(golden, int):
+        inputs = _drawn(parts, signature, golden or parts.golden_rows, free)
     else:
         inputs = dict(golden) if isinstance(golden, Mapping) else golden_file.read_npz(Path(golden))
     try:
@@ -300,18 +320,29 @@ def _golden(
     return {name: Golden(inputs, first)}, ""
 
 
+def _drawn(parts: Source, signature: Signature, rows: int, free: int | None) -> Mapping[str, Array]:
+    """Inputs of so many rows: the source's own if it has some, else made up."""
+    if parts.draw is None:
+        return generate(signature, rows, free=free or signatures.FREE_SIZES[0])
+    drawn = parts.draw(rows)
+    return {alias: drawn[spec.name] for alias, spec in signature.inputs.items()}
+
+
 def _provenance(origin: Mapping[str, str], meta: Mapping[str, str]) -> dict[str, Any]:
     """Who wrote the bundle, from what. A time stands in it only if asked for: same input, same bytes."""
     import onnx
-    import onnxruntime
 
     from .. import __version__
 
     facts: dict[str, Any] = {
         "creator": f"mserve {__version__}",
         "source": dict(origin),
-        "versions": {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
+        "versions": {"onnx": onnx.__version__},
     }
+    if origin["kind"] == "onnx":
+        import onnxruntime  # the engine that has run the model
+
+        facts["versions"]["onnxruntime"] = onnxruntime.__version__
     epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
     if epoch.isascii() and epoch.isdigit():
         facts["created"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(int(epoch)))

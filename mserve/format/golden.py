@@ -92,8 +92,8 @@ def _restored(array: Array, dtype: str) -> Array:
     return array
 
 
-def read_npz(path: Path) -> dict[str, Array]:
-    """All arrays of an npz archive; pickled objects are refused. Raises InputError."""
+def read_npz(path: Path, limit: int = MAX_UNPACKED_BYTES) -> dict[str, Array]:
+    """All arrays of an npz archive of at most `limit` bytes, unpacked; no pickles. Raises InputError."""
     import numpy as np
 
     try:
@@ -101,11 +101,11 @@ def read_npz(path: Path) -> dict[str, Array]:
             if not hasattr(archive, "files"):
                 raise InputError("not an npz archive", where=path, found="a single npy array")
             size = sum(info.file_size for info in archive.zip.infolist())
-            if size > MAX_UNPACKED_BYTES:
+            if size > limit:
                 raise InputError(
                     "the npz archive unpacks to too much",
                     where=path,
-                    expected=f"at most {MAX_UNPACKED_BYTES} bytes",
+                    expected=f"at most {limit} bytes",
                     found=size,
                 )
             arrays = {name: archive[name] for name in archive.files}

@@ -3,7 +3,7 @@
 Wanted are the versions that the policy names and those that a label needs. The policy
 "the newest N" means the newest N *that work*: a version that is still arriving, or that
 fails to load, is looked at again, and meanwhile the next older one takes its place. A
-version that is no longer wanted goes only when a wanted one is available, and an empty
+version that is no longer wanted goes only when a wanted one is available and none is on its way, and an empty
 or vanished base path changes nothing, so a mistake on the disk never takes the service
 down.
 
@@ -96,11 +96,14 @@ def plan(
     now_ns: int,
 ) -> list[Action]:
     """The next steps; `labels` says which version each label names until its target is available."""
-    wanted = _wanted(candidates, slots, config, labels)
+    policy = _by_policy(candidates, slots, config.policy)
+    wanted = policy | _by_label(candidates, slots, config, labels)
     if not candidates:
         wanted |= {v for v, s in slots.items() if s.state is State.AVAILABLE}
     due = [v for v in sorted(wanted & candidates.keys(), reverse=True) if _due(v, slots, candidates, now_ns)]
-    serving = any(slots[v].state is State.AVAILABLE for v in wanted if v in slots)
+    arriving = due or any(slots[v].state is State.LOADING for v in wanted if v in slots)
+    # What only a label needs does not stand in for what the policy names.
+    serving = not arriving and any(_available(slots, v) for v in policy)
     unwanted = {v: s for v, s in slots.items() if v not in wanted}
     drop = [Action("forget", v) for v, s in unwanted.items() if s.state in _IDLE]
     leave = [Action("unload", v) for v, s in unwanted.items() if s.state is State.AVAILABLE]
@@ -113,14 +116,14 @@ def plan(
     return actions + [Action("load", v) for v in checked] + drop
 
 
-def _wanted(
+def _by_label(
     candidates: Mapping[int, Candidate],
     slots: Mapping[int, Slot],
     config: ModelConfig,
     labels: Mapping[str, int],
 ) -> set[int]:
-    """The versions that should be loaded, and those that stand in for them meanwhile."""
-    wanted = _by_policy(candidates, slots, config.policy)
+    """The versions that labels should name, and those that they name meanwhile."""
+    wanted: set[int] = set()
     for label, target in config.labels.items():
         if target in candidates or target in slots:
             wanted.add(target)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from ..errors import BundleError, MserveError
 from ..format import open_bundle
+from ..runtime.memory import give_back
 from .plan import DEFAULT_LABEL, Action, ModelConfig, Policy, Slot, follow, plan
 from .servable import Servable, State, load
 from .source import Candidate, Scan, scan
@@ -69,7 +70,9 @@ class Model:
         if DEFAULT_LABEL in self.config.labels:
             self.default = self.available.get(self.labels.get(DEFAULT_LABEL, -1))
         else:
-            self.default = self.available[max(self.available)] if self.available else None
+            named = [v for v in self.config.policy.versions if v in self.available]
+            newest = max(named or self.available, default=None)
+            self.default = None if newest is None else self.available[newest]
 
     def why(self, version: int) -> str:
         """The state of a version, for people."""
@@ -115,9 +118,11 @@ class Reconciler:
         self._scanners = ThreadPoolExecutor(SCAN_THREADS, "mserve-scan")
         self._tasks: set[asyncio.Task[None]] = set()
         self._watches: dict[str, asyncio.Task[None]] = {}
+        self._started = False
 
     def start(self) -> None:
         """Begin to look after every model."""
+        self._started = True
         for name, model in self.models.items():
             if name not in self._watches:
                 self._watches[name] = asyncio.get_running_loop().create_task(self._watch(model))
@@ -150,7 +155,7 @@ class Reconciler:
                 self._adapt(self.models[name], config)
             else:
                 self.models[name] = Model(config)
-        if self._watches:
+        if self._started:
             self.start()
 
     def set_wanted(self, name: str, wanted: bool) -> None:
@@ -190,8 +195,10 @@ class Reconciler:
                 del self.models[model.config.name], self._watches[model.config.name]
                 return
             model.wake.clear()
+            # Not wait_for: in Python 3.11 it loses a cancellation that comes with its result.
             with suppress(TimeoutError):
-                await asyncio.wait_for(model.wake.wait(), self.poll_s)
+                async with asyncio.timeout(self.poll_s):
+                    await model.wake.wait()
 
     async def _step(self, model: Model) -> None:
         """One look at a base path, and the actions that follow; loads go on in the background."""
@@ -310,7 +317,7 @@ class Reconciler:
         while servable is not None and servable.in_flight > 0:
             await asyncio.sleep(0.01)
         if servable is not None:
-            await asyncio.get_running_loop().run_in_executor(self._loaders, servable.close)
+            await asyncio.get_running_loop().run_in_executor(self._loaders, _free, servable)
         self._end(model, slot)
         log.info("%s version %d: unloaded", model.config.name, slot.version)
         model.wake.set()
@@ -327,6 +334,11 @@ def _missing(policy: Policy, found: Scan) -> str:
     """What a policy asks for and the base path does not hold."""
     absent = [str(v) for v in policy.versions if v not in found.candidates]
     return f"version {', '.join(absent)} is not there" if absent else ""
+
+
+def _free(servable: Servable) -> None:
+    servable.close()
+    give_back()
 
 
 def _be_nice() -> None:

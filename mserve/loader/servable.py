@@ -23,7 +23,7 @@ from ..files import read_input
 from ..format import Bundle, open_bundle
 from ..format.golden import Golden, unpack
 from ..format.locks import Lock, acquire
-from ..runtime.ort import Session, open_sessions
+from ..runtime.engines import Engine, open_engines
 from ..tensors import DEFAULT_SIGNATURE, Array, Signature, check_inputs, fill_defaults, plain_text
 from .cache import local_copy
 
@@ -53,6 +53,11 @@ LABEL_BYTES_MAX = 64 << 20
 # Upper bounds of the batch-size histogram, in rows.
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
+# The rate at which a queue drains is an average over about two seconds, used once it is
+# known from a quarter of one.
+DRAIN_WINDOW_NS = 2_000_000_000
+DRAIN_KNOWN_NS = 250_000_000
+
 
 @dataclass(frozen=True, slots=True)
 class Batching:
@@ -67,7 +72,8 @@ class Stats:
     """Plain counters of one servable, written by the thread that owns it, read by anyone.
 
     `curve` is a high estimate of the run time in nanoseconds, by signature and the bit
-    length of the number of rows.
+    length of the number of rows. `drain_rows` and `drain_ns` tell how fast rows went
+    lately while others waited; see `expected_wait_ns`.
     """
 
     batches: int = 0
@@ -77,6 +83,22 @@ class Stats:
     queue_ns: int = 0
     inline: int = 0
     curve: dict[tuple[str, int], float] = field(default_factory=dict)
+    drain_rows: float = 0.0
+    drain_ns: float = 0.0
+    drained_at_ns: int = 0
+
+    def drained(self, rows: int, now_ns: int, *, more: bool) -> None:
+        """Note that a batch ended. `more` tells whether others wait, so that the next end tells a rate."""
+        if self.drained_at_ns:
+            self.drain_rows += rows
+            self.drain_ns += now_ns - self.drained_at_ns
+            if self.drain_ns > DRAIN_WINDOW_NS:
+                self.drain_rows, self.drain_ns = self.drain_rows / 2, self.drain_ns / 2
+        self.drained_at_ns = now_ns if more else 0
+
+    def expected_wait_ns(self, rows: int) -> float:
+        """How long so many waiting rows will take, as far as is known; 0 where it is not."""
+        return rows * self.drain_ns / self.drain_rows if self.drain_ns > DRAIN_KNOWN_NS else 0.0
 
 
 class Servable:
@@ -86,7 +108,7 @@ class Servable:
     overrides the server's; `labels` holds the lines of each label file that outputs name.
     """
 
-    def __init__(self, bundle: Bundle, sessions: Mapping[str, Session], golden: Mapping[str, Golden]) -> None:
+    def __init__(self, bundle: Bundle, sessions: Mapping[str, Engine], golden: Mapping[str, Golden]) -> None:
         self.bundle = bundle
         self.version = bundle.version
         self.signatures: Mapping[str, Signature] = bundle.metagraph.signatures
@@ -187,7 +209,7 @@ def load(path: str | os.PathLike[str], *, prefetch: bool = False) -> Servable:
         lock = acquire(bundle.path, shared=True)
     except OSError as error:  # it is being removed, or is gone
         raise BundleIncomplete("the version is being removed", where=bundle.path, found=error) from error
-    sessions = open_sessions(bundle, prefetch=prefetch)
+    sessions = open_engines(bundle, prefetch=prefetch)
     golden: Mapping[str, Golden] = {}
     if bundle.metagraph.golden:
         golden = unpack(bundle.file(bundle.metagraph.golden), bundle.metagraph.signatures)

@@ -1,12 +1,8 @@
 """ONNX Runtime: the only module that imports it.
 
 A session is made from the bytes of `export.meta` and from buffers that hold the shards.
-ONNX Runtime uses those buffers in place: the weights exist once in memory, and for
-large models that memory is the page cache, shared with every other process that maps
-the same files. Two rules follow. The buffers must outlive the session, so the Session
-object holds both. And a mapped file that is truncated under us would kill the process,
-so small models (up to PRIVATE_BYTES) are read into private memory instead: no disk
-access can then delay or kill a run.
+ONNX Runtime uses those buffers in place (see `weights`), so they must outlive the
+session, and the Session object holds both.
 
 Threads: a server calls `share_threads` first, and all its sessions share one pool. In
 other people's processes (a training job that exports) each session has its own, since
@@ -16,20 +12,18 @@ threads sleep when there is nothing to do.
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import BundleIncomplete, ExecutionFailed, MetaGraphMalformed, ModelRefused
-from ..format import META_FILE, Bundle
+from ..errors import ExecutionFailed, MetaGraphMalformed, ModelRefused
+from ..format.graph import Graph
 from ..format.prune import Parts
 from ..tensors import Array, Signature
 from ..wire import protobuf
-
-PRIVATE_BYTES = 32 << 20
+from .weights import Weights
 
 _pool_threads = 0
 
@@ -56,15 +50,6 @@ def cpu_budget() -> int:
     return max(1, cpus)
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """The external files of a model, by name, in memory. `where` is the model's own file."""
-
-    where: Path
-    buffers: Mapping[str, mmap.mmap]
-    private: bool
-
-
 @dataclass(slots=True)
 class Session:
     """A loaded graph, and the memory it reads its weights from."""
@@ -85,23 +70,10 @@ class Session:
             raise ExecutionFailed("the model failed on these inputs", found=_first_line(error)) from error
 
 
-def open_sessions(bundle: Bundle, *, prefetch: bool = False) -> dict[str, Session]:
-    """Load a bundle on the CPU: a session for each signature, all over the same memory.
-
-    `prefetch` reads mapped weights into the page cache before anything else. Raises
-    ModelRefused when ONNX Runtime does not accept the graph, BundleIncomplete when a
-    shard changes while it is opened.
-    """
-    private = sum(record.size for record in bundle.metagraph.shards) <= PRIVATE_BYTES
-    buffers = {r.name: map_file(bundle.file(r), r.size, private=private) for r in bundle.metagraph.shards}
-    weights = Weights(bundle.path / META_FILE, buffers, private)
-    if not private:
-        _advise(bundle, buffers, prefetch)
-    return sessions_for(bundle.meta, bundle.metagraph.signatures, weights)
-
-
-def sessions_for(model: bytes, signatures: Mapping[str, Signature], weights: Weights) -> dict[str, Session]:
-    """A session for each signature of a serialised ModelProto.
+def sessions_for(
+    model: bytes, graph: Graph, signatures: Mapping[str, Signature], weights: Weights
+) -> dict[str, Session]:
+    """A session for each signature of a serialised ModelProto, whose walk is `graph`.
 
     Signatures whose outputs have the same ancestors share one, and each session computes
     nothing that its signatures do not ask for. Raises ModelRefused, MetaGraphMalformed.
@@ -115,10 +87,14 @@ def sessions_for(model: bytes, signatures: Mapping[str, Signature], weights: Wei
             nodes[name] = parts.ancestors(wanted)[0]
             outputs.setdefault(nodes[name], set()).update(wanted)
         models = {group: parts.cut(wanted) for group, wanted in outputs.items()}
+        tables = parts.tables()
     except protobuf.Malformed as error:
         raise MetaGraphMalformed(
             "the graph is not a protobuf message", where=weights.where, found=error
         ) from error
+    # Read-ahead around each row of a table that is only looked up would read megabytes for a
+    # few hundred bytes. Everything else is read from end to end.
+    weights.expect_lookups(graph.weights, tables)
     sessions = {group: _session(part, weights) for group, part in models.items()}
     return {name: sessions[group] for name, group in nodes.items()}
 
@@ -155,68 +131,6 @@ def _session(model: bytes, weights: Weights) -> Session:
             hint="onnxruntime.InferenceSession reports the same for the model file",
         ) from error
     return Session(session, weights)
-
-
-_POPULATE_READ = 22  # MADV_POPULATE_READ, Linux 5.14; not in Python's mmap module
-
-
-def _advise(bundle: Bundle, buffers: Mapping[str, mmap.mmap], prefetch: bool) -> None:
-    """Tell the kernel how mapped weights are read.
-
-    Read-ahead around each row of a table that is only looked up would read megabytes for
-    a few hundred bytes. Everything else is read from end to end.
-    """
-    if not hasattr(mmap.mmap, "madvise"):
-        return
-    if prefetch:
-        for buffer in buffers.values():
-            try:
-                buffer.madvise(_POPULATE_READ)
-            except OSError:  # an older kernel
-                buffer.madvise(mmap.MADV_WILLNEED)
-    try:
-        tables = Parts(bundle.meta).tables()
-    except protobuf.Malformed:
-        return
-    for weight in bundle.graph.weights:
-        if weight.name in tables and weight.shard and weight.offset % mmap.PAGESIZE == 0:
-            buffers[weight.shard].madvise(mmap.MADV_RANDOM, weight.offset, weight.length)
-
-
-def map_file(path: Path, size: int, *, private: bool) -> mmap.mmap:
-    """A shard's bytes: mapped and shared, or, for small models, read into private memory."""
-    try:
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
-    except OSError as error:
-        raise BundleIncomplete(
-            "a shard cannot be opened", where=path, found=error.strerror or error
-        ) from error
-    try:
-        if os.fstat(fd).st_size != size:
-            raise BundleIncomplete(
-                "a shard changed while it was opened",
-                where=path,
-                expected=f"{size} bytes",
-                found=f"{os.fstat(fd).st_size} bytes",
-            )
-        if not private:
-            return mmap.mmap(fd, size, access=mmap.ACCESS_READ)
-        buffer = mmap.mmap(-1, size)
-        with open(fd, "rb", buffering=0, closefd=False) as file:
-            view, done = memoryview(buffer), 0
-            while done < size and (n := file.readinto(view[done:])):
-                done += n
-            view.release()
-        if done < size:
-            raise BundleIncomplete(
-                "a shard changed while it was read",
-                where=path,
-                expected=f"{size} bytes",
-                found=f"{done} bytes",
-            )
-        return buffer
-    finally:
-        os.close(fd)
 
 
 def _first_line(error: Exception) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 from .. import __version__
@@ -16,14 +17,16 @@ from ..loader.reconciler import Reconciler
 from ..loader.servable import Batching, load
 from ..runtime.ort import cpu_budget
 from ..wire.http1 import TEXT, Request, Response, json_response
-from . import tfs_reload
+from . import logs, tfs_reload
 from .access import Access
-from .calls import Calls
+from .calls import Calls, as_error
 from .config import Config
 from .grpc_health import Health
 from .grpc_server import GrpcServer, Methods
-from .http import Cancel, Connection, Peers, Reply
+from .http import Cancel, Connection, Peers, Reply, error_response
 from .metrics import CONTENT_TYPE, Metrics
+from .request_log import RequestLog, Sampling
+from .rest import VERSION_HEADER
 from .settings import BatchingTable, ModelBatching, ModelTable
 from .tfs_grpc import TfsGrpc
 from .tfs_rest import TfsRest, parse_path
@@ -70,6 +73,13 @@ def _access(config: Config) -> Access:
     return Access(config.auth.tokens, config.auth.admin_tokens, config.server.admin)
 
 
+def _request_log(config: Config) -> RequestLog | None:
+    table = config.request_log
+    if table.path is None:
+        return None
+    return RequestLog(Sampling(table.path, table.sample, frozenset(table.redact), table.max_bytes))
+
+
 class Server:
     """Everything that lives on the event loop."""
 
@@ -86,6 +96,10 @@ class Server:
         self.calls = Calls(self.front, self.metrics)
         self.access = _access(config)
         self.draining = False
+        self.access_log = bool(config.log.access)
+        self.request_log = _request_log(config)
+        if self.request_log is not None:
+            self.calls.observers.append(self.request_log.observe)
         self._tfs = TfsRest(self.calls, self.peers)
         self._apply(config)
 
@@ -111,7 +125,35 @@ class Server:
         self.peers.idle_timeout_s, self.peers.send_timeout_s = limits.idle, limits.send
 
     def handle(self, request: Request, reply: Reply) -> Cancel | None:
-        """Route one request. Raises MserveError."""
+        """Answer one request, now or later."""
+        headers = request.headers
+        if self.access_log or b"x-request-id" in headers or b"traceparent" in headers:
+            reply = self._identified(request, reply)
+        try:
+            return self._route(request, reply)
+        except Exception as error:
+            reply(error_response(as_error(error, request.target[:200].decode("latin-1"))))
+            return None
+
+    def _identified(self, request: Request, reply: Reply) -> Reply:
+        """Give a request its identity, and an answer that echoes it; log it where that is asked for."""
+        given, trace = (request.headers.get(h, b"") for h in (b"x-request-id", b"traceparent"))
+        who = logs.identity(given.decode("latin-1"), trace.decode("latin-1"))
+        if self.access_log and not who.request_id:
+            who.request_id = logs.new_request_id()
+        request.request_id, request.traceparent = who.request_id, who.traceparent
+
+        def identified(response: Response) -> None:
+            reply(replace(response, headers=(*response.headers, *who.headers())))
+            if self.access_log:
+                path, sizes = request.target.decode("latin-1"), (len(request.body), len(response.body))
+                line = (request.client, request.method, path, str(response.status), *sizes, request.start_ns)
+                version = dict(response.headers).get(VERSION_HEADER, "")
+                logs.write_access(logs.Line(*line, who, version))
+
+        return identified
+
+    def _route(self, request: Request, reply: Reply) -> Cancel | None:
         path = request.target.split(b"?", 1)[0]
         if path not in OPEN_PAGES:
             request.admin = self.access.admit(request.headers.get(b"authorization", b""))
@@ -136,7 +178,8 @@ class Server:
         codecs.append(health.methods())
         unary = {name: handler for c in codecs for name, handler in c.unary.items()}
         streams = {name: handler for c in codecs for name, handler in c.streams.items()}
-        return GrpcServer(Methods(unary, streams), self.admit_rpc, self.peers.body_max)
+        methods, limit = Methods(unary, streams), self.peers.body_max
+        return GrpcServer(methods, self.admit_rpc, limit, access_log=self.access_log)
 
     def admit_rpc(self, method: str, metadata: Mapping[str, str | bytes]) -> bool:
         """Whether a call may be administrative. Raises Unauthenticated where it may not be made at all."""
@@ -163,7 +206,7 @@ class Server:
         if self.draining:
             return ["shutting down"]
         models = self.reconciler.models.items()
-        return [f"{name}: {m.why_unavailable()}" for name, m in models if not m.available]
+        return [f"{name}: {m.why_unavailable()}" for name, m in models if m.default is None]
 
     def connection(self) -> Connection:
         """A protocol for a new client."""

@@ -31,26 +31,28 @@ def is_directory_of_models(path: Path, name: str) -> bool:
     return bool(inner)
 
 
-def models_in(directory: Path, known: Collection[str] = ()) -> tuple[dict[str, Path], list[str]]:
+def models_in(directory: Path, known: Collection[Path] = ()) -> tuple[dict[str, Path], list[str]]:
     """The base paths in a directory by name, and a sentence for each that cannot be served.
 
-    One of `known` stays as long as its directory does, and all stay while nothing at all is
-    found: a disk that is not mounted must not take every model away.
+    Of the base paths that are known from before one stays as long as its directory does, and
+    all stay while nothing at all is found: a disk that is not mounted must not take every
+    model away.
     """
+    before = {path.name: path for path in known if path.parent == directory}
     try:
         inner = sorted(d for d in directory.iterdir() if d.is_dir() and not d.name.startswith("."))
     except OSError as error:
         found: list[Path] = []
         problems = [f"cannot list {directory}: {error.strerror}"]
     else:
-        found, problems = [d for d in inner if d.name in known or _holds_versions(d)], []
+        found, problems = [d for d in inner if d.name in before or _holds_versions(d)], []
     models = {d.name: d for d in found if not model_name_problem(d.name)}
     problems += [
         f"{d} is not served: its name cannot be a model's: {problem}"
         for d in found
         if (problem := model_name_problem(d.name))
     ]
-    return models or {name: directory / name for name in known}, problems
+    return models or before, problems
 
 
 def _holds_versions(path: Path) -> bool:

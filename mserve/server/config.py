@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, UsageError
-from ..files import open_input, read_input
+from ..files import read_input
 from .access import TokenFile
 from .base_paths import is_directory_of_models, models_in, recorded_name
 from .settings import (
@@ -29,14 +29,14 @@ from .settings import (
     RequestLogTable,
     ServerTable,
     TlsTable,
-    labels_not_served,
     model_name_problem,
-    show,
 )
 from .tables import TableReader, dotted, raise_problems
+from .tls import Files, Tls
 from .toml_lines import key_lines
 
 FILE_BYTES_MAX = 1 << 20
+DOTS_MAX = 1000
 DEFAULT = "default"
 
 
@@ -80,10 +80,10 @@ class Setting:
     about: Key
 
 
-def load(source: Source, known: Collection[str] = ()) -> Config:
+def load(source: Source, known: Collection[Path] = ()) -> Config:
     """Read and check a whole configuration, and that the files it names can be read.
 
-    `known` names the models that an earlier reading found in `[server] models`. Raises
+    `known` are the base paths that an earlier reading found in `[server] models`. Raises
     InputError for what is wrong in a file, UsageError for the command line.
     """
     config = parse(source, read_text(source.file) if source.file else "", known)
@@ -99,7 +99,7 @@ def read_text(file: Path) -> str:
         raise InputError("the configuration is not UTF-8 text", where=file, found=error) from error
 
 
-def parse(source: Source, text: str, known: Collection[str] = ()) -> Config:
+def parse(source: Source, text: str, known: Collection[Path] = ()) -> Config:
     """A configuration from the text of its file, without a look at the files that it names."""
     _check_usage(source)
     if source.file is not None and is_model_config_list(source.file, text):
@@ -183,10 +183,14 @@ def _check_name(name: str, what: str, hint: str = "") -> None:
 
 
 def _toml(source: Source, text: str) -> dict[str, Any]:
+    too_deep = InputError("the configuration is nested too deeply", where=source.file)
+    # The standard library's time for a dotted key grows with the square of its parts.
+    if any(line.count(".") > DOTS_MAX for line in text.split("\n")):
+        raise too_deep
     try:
         return tomllib.loads(text)
     except RecursionError as error:
-        raise InputError("the configuration is nested too deeply", where=source.file) from error
+        raise too_deep from error
     except ValueError as error:
         raise InputError(
             "the configuration is not TOML", where=source.file, found=str(error)[:200]
@@ -207,20 +211,27 @@ def _clash(config: Config, key: str, expected: str, found: object) -> InputError
     return InputError("the configuration contradicts itself", where=where, expected=expected, found=found)
 
 
+def tls_files(config: Config) -> Files | None:
+    """The files for TLS, or None for a server without it."""
+    table = config.tls
+    return Files(table.cert, table.key, table.client_ca) if table.cert and table.key else None
+
+
 def _unreadable(config: Config) -> Iterator[InputError]:
-    """Certificates and token files that cannot be read."""
-    for name in ("tls", "auth"):
-        table = getattr(config, name)
-        for item in fields(table):
-            if path := getattr(table, item.name):
-                try:
-                    if name == "auth":
-                        TokenFile(path).read()
-                    open_input(path).close()
-                except InputError as error:
-                    where = f"{config.origins[f'{name}.{item.name}']}: [{name}] {item.name}"
-                    found = f"{path}: {error.found}" if error.found else path
-                    yield InputError(error.what, where=where, expected=error.expected, found=found)
+    """Certificates and token files that cannot be used."""
+    files, auth = tls_files(config), config.auth
+    checks: dict[str, Callable[[], object]] = {}
+    if files is not None:
+        checks["tls.cert"] = lambda: Tls(files)
+    for key, path in (("auth.tokens", auth.tokens), ("auth.admin_tokens", auth.admin_tokens)):
+        if path is not None:
+            checks[key] = TokenFile(path).read
+    for key, check in checks.items():
+        try:
+            check()
+        except InputError as error:
+            where = f"{config.origins.get(key, DEFAULT)}: {key}, {error.where}"
+            yield InputError(error.what, where=where, expected=error.expected, found=error.found)
 
 
 def _contradictions(config: Config) -> Iterator[InputError]:
@@ -236,19 +247,15 @@ def _contradictions(config: Config) -> Iterator[InputError]:
     for one, other in (("cert", "key"), ("key", "cert"), ("client_ca", "cert")):
         if getattr(tls, one) and not getattr(tls, other):
             yield _clash(config, f"tls.{one}", f"tls.{other} besides it", "none")
-    for name, model in config.models.items():
-        if astray := labels_not_served(model):
-            key = f"models.{dotted(name)}.labels"
-            yield _clash(config, key, f"labels of the versions {model.versions}", show(astray))
 
 
-def _with_found_models(config: Config, source: Source, known: Collection[str]) -> Config:
+def _with_found_models(config: Config, source: Source, known: Collection[Path]) -> Config:
     """The configuration with the models of BASE_PATH, or of the directory in `[server] models`."""
     base, latest = source.base_path, source.latest or 1
     if base is not None and (config.models or config.server.models):
         what = "both BASE_PATH and the configuration name models"
-        raise UsageError(what, where=source.file, expected="one of them", found=f"BASE_PATH {base}")
-    if base is not None and not is_directory_of_models(base, source.name):
+        raise UsageError(what, where=source.file or "", expected="one of them", found=f"BASE_PATH {base}")
+    if base is not None and not known and not is_directory_of_models(base, source.name):
         name = source.name or recorded_name(base)
         _check_name(name, "the model needs another name", hint="set one with --name")
         return _with_models(config, {name: base}, latest, "BASE_PATH")

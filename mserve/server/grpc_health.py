@@ -50,7 +50,7 @@ class Health:
         model = self._models.get(service)
         if model is None:
             return "SERVICE_UNKNOWN"
-        return "SERVING" if model.available and not self._draining() else "NOT_SERVING"
+        return "SERVING" if model.default is not None and not self._draining() else "NOT_SERVING"
 
     def _check(self, rpc: Rpc, reply: RpcReply) -> None:
         service = _service(rpc.message)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import EnvironmentProblem, MserveError
+from . import logs
 from .calls import Context, as_error
 from .http import Cancel
 
@@ -56,10 +57,11 @@ class GrpcServer:
     tells whether the client may make administrative ones.
     """
 
-    def __init__(self, methods: Methods, admit: Admit, message_max: int) -> None:
+    def __init__(self, methods: Methods, admit: Admit, message_max: int, *, access_log: bool = False) -> None:
         self._methods = methods
         self._admit = admit
         self._message_max = message_max
+        self._access_log = access_log
         self._server: Any = None
         self.port = 0
 
@@ -114,9 +116,10 @@ class GrpcServer:
                 if not future.done():
                     future.set_result(result)
 
-            cancel = None
+            cancel, rpc = None, None
             try:
-                cancel = handle(self._rpc(name, message, grpc_context), reply)
+                rpc = self._rpc(name, message, grpc_context)
+                cancel = handle(rpc, reply)
                 result = await future
             except asyncio.CancelledError:
                 if cancel is not None:
@@ -124,6 +127,8 @@ class GrpcServer:
                 raise
             except Exception as error:
                 result = as_error(error, name)
+            if rpc is not None:
+                self._close(rpc, grpc_context, result)
             if isinstance(result, MserveError):
                 await _abort(grpc_context, result)
             assert isinstance(result, bytes)
@@ -144,19 +149,28 @@ class GrpcServer:
 
         return answer
 
+    def _close(self, rpc: Rpc, grpc_context: Any, result: bytes | MserveError) -> None:
+        """Echo the request's identity, and log it where that is asked for."""
+        who = logs.Identity(rpc.context.request_id, rpc.context.traceparent)
+        if who.headers():
+            grpc_context.set_trailing_metadata(who.headers())
+        if self._access_log:
+            code, size = ("OK", len(result)) if isinstance(result, bytes) else (result.grpc_status, 0)
+            sizes = len(rpc.message), size
+            line = (grpc_context.peer(), "RPC", "/" + rpc.method, code, *sizes, rpc.context.start_ns)
+            logs.write_access(logs.Line(*line, who))
+
     def _rpc(self, name: str, message: bytes, grpc_context: Any) -> Rpc:
         start = time.monotonic_ns()
         metadata = dict(grpc_context.invocation_metadata() or ())
         admin = self._admit(name, metadata)
         left = grpc_context.time_remaining()
         timeout = 0 if left is None else max(1, int(left * 1e9))
-        context = Context(
-            start,
-            timeout,
-            str(metadata.get("x-request-id", "")),
-            str(metadata.get("traceparent", "")),
-            admin,
-        )
+        given, trace = (str(metadata.get(h, "")) for h in ("x-request-id", "traceparent"))
+        who = logs.identity(given, trace)
+        if self._access_log and not who.request_id:
+            who.request_id = logs.new_request_id()
+        context = Context(start, timeout, who.request_id, who.traceparent, admin)
         return Rpc(name, message, context, metadata)
 
 
@@ -175,5 +189,5 @@ async def _abort(grpc_context: Any, error: MserveError) -> None:
     import grpc
 
     retry = getattr(error, "retry_after_s", 0)
-    trailers = (("retry-after", str(retry)),) if retry else ()
+    trailers = (*(grpc_context.trailing_metadata() or ()), *((("retry-after", str(retry)),) if retry else ()))
     await grpc_context.abort(getattr(grpc.StatusCode, error.grpc_status), str(error)[:DETAILS_MAX], trailers)

@@ -101,6 +101,7 @@ class Connection(asyncio.Protocol):
         self._body_bytes = 0
         self.draining = False
         self._reset()
+        self._client = ""
         self._parser = httptools.HttpRequestParser(self)
         self.quiet_since = time.monotonic()
 
@@ -120,6 +121,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
+        peer = transport.get_extra_info("peername")
+        self._client = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else ""
         self._transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)  # type: ignore[union-attr]
         self._peers.open.add(self)
         if len(self._peers.open) > self._peers.connections_max:
@@ -236,6 +239,7 @@ class Connection(asyncio.Protocol):
         pending = _Pending(self._parser.should_keep_alive(), method == "HEAD", body_bytes=len(self._body))
         method = "GET" if method == "HEAD" else method
         request = Request(method, self._target, self._headers, self._body, time.monotonic_ns())
+        request.client = self._client
         self._reset()
         self._pending.append(pending)
         self._parked.append((request, pending))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import EnvironmentProblem, InputError, MserveError, UsageError
+from ..errors import EnvironmentProblem, InputError, UsageError
 from ..format.layout import versions
 from ..format.locks import held
 from .config import Source, is_model_config_list, parse, read_text
@@ -106,8 +106,28 @@ def _edited(text: str, name: str, labels: Mapping[str, int]) -> str:
     """The text with other labels for a model, and nothing else changed."""
     import tomlkit
 
-    document = tomlkit.parse(text)
-    model: Any = document["models"][name]
+    expected = tomllib.loads(text)
+    expected["models"][name]["labels"] = dict(labels)
+    for change in (_one_by_one, _anew):
+        document = tomlkit.parse(text)
+        try:
+            change(document["models"][name], labels)
+            changed = tomlkit.dumps(document)
+            if tomllib.loads(changed) == expected:
+                return changed
+        except (tomlkit.exceptions.TOMLKitError, LookupError, ValueError):
+            continue  # tomlkit is not sure of tables that stand in several places
+    raise UsageError(
+        "the labels are written in a way that cannot be edited",
+        where=name,
+        hint="write them as labels = { ... } in one line",
+    )
+
+
+def _one_by_one(model: Any, labels: Mapping[str, int]) -> None:
+    """Change the labels that differ, where they stand."""
+    import tomlkit
+
     if "labels" not in model:
         model["labels"] = tomlkit.inline_table()
     table = model["labels"]
@@ -116,17 +136,15 @@ def _edited(text: str, name: str, labels: Mapping[str, int]) -> str:
     for label, version in labels.items():
         if table.get(label) != version:
             table[label] = version
-    changed = tomlkit.dumps(document)
-    expected = tomllib.loads(text)
-    expected["models"][name]["labels"] = dict(labels)
-    try:
-        faithful = tomllib.loads(changed) == expected
-    except ValueError:
-        faithful = False
-    if not faithful:
-        hint = f"write it by hand: [models.{name}] labels = {{ ... }}"
-        raise MserveError("the edit would change more than the labels", where=name, hint=hint)
-    return changed
+
+
+def _anew(model: Any, labels: Mapping[str, int]) -> None:
+    """Write all labels in one line."""
+    import tomlkit
+
+    del model["labels"]
+    model["labels"] = tomlkit.inline_table()
+    model["labels"].update(labels)
 
 
 def _replace(file: Path, data: bytes) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import InputError
 from ..format.layout import MAX_VERSION
 from ..wire.messages import message
-from .settings import ModelTable, Versions, labels_not_served, model_name_problem, name_problem, show
+from .settings import ModelTable, Versions, model_name_problem, name_problem, show
 
 PLATFORMS = ("", "tensorflow", "onnx")
 
@@ -74,11 +74,7 @@ def _model(entry: Any, place: str, folder: Path | None) -> ModelTable:
             raise InputError(
                 "bad version_labels", where=place, expected=expected, found=show({label: version})
             )
-    model = ModelTable(_base_path(entry, place, folder), _versions(entry, place), labels)
-    if astray := labels_not_served(model):
-        expected = f"labels of the versions {model.versions}"
-        raise InputError("the model contradicts itself", where=place, expected=expected, found=show(astray))
-    return model
+    return ModelTable(_base_path(entry, place, folder), _versions(entry, place), labels)
 
 
 def _check_platform(entry: Any, place: str) -> None:

@@ -26,8 +26,8 @@ def context_of(request: Request) -> Context:
     return Context(
         request.start_ns,
         _timeout_ns(headers),
-        headers.get(b"x-request-id", b"").decode("latin-1"),
-        headers.get(b"traceparent", b"").decode("latin-1"),
+        request.request_id,
+        request.traceparent,
         request.admin,
     )
 

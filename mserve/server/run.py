@@ -24,11 +24,14 @@ from .. import __version__
 from ..errors import EnvironmentProblem, MserveError
 from ..front import Front
 from ..numerics import show_bytes
+from ..runtime.memory import map_large_blocks
 from ..runtime.ort import cpu_budget, share_threads
 from ..wire import tfs_json
 from .app import Server
+from .config import tls_files
 from .grpc_server import GrpcServer
-from .logs import log_to_stderr
+from .logs import begin, set_level
+from .tls import Tls
 from .watch import Change, ConfigWatch
 
 log = logging.getLogger("mserve")
@@ -42,8 +45,9 @@ def run(watch: ConfigWatch) -> int:
 
     Raises UsageError (something that the server does not do), EnvironmentProblem (port taken).
     """
-    log_to_stderr(watch.config.log)
+    begin(watch.config.log)
     share_threads(cpu_budget())
+    map_large_blocks()
     return uvloop.run(_serve(watch))
 
 
@@ -62,16 +66,19 @@ async def _serve(watch: ConfigWatch) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     loop.add_signal_handler(signal.SIGHUP, reload.set)
-    listener = await _listen(loop, server)
+    files = tls_files(config)
+    tls = Tls(files) if files else None
+    listener = await _listen(loop, server, tls)
     port = listener.sockets[0].getsockname()[1]
     grpc_server = server.grpc()
     if config.server.grpc_port is not None:
-        await grpc_server.start(f"{_in_url(config.server.host)}:{config.server.grpc_port}")
+        address = f"{_in_url(config.server.host)}:{config.server.grpc_port}"
+        await grpc_server.start(address, tls.credentials() if tls else None)
     server.reconciler.start()
     background = [
         loop.create_task(_sweep(server)),
-        loop.create_task(_follow(server, watch, reload)),
-        loop.create_task(_announce(server, config.server.host, port, grpc_server.port)),
+        loop.create_task(_follow(server, watch, reload, tls)),
+        loop.create_task(_announce(server, port, grpc_server.port)),
     ]
     await stop.wait()
     await _drain(server, listener, grpc_server)
@@ -80,18 +87,23 @@ async def _serve(watch: ConfigWatch) -> int:
     await asyncio.gather(*background, return_exceptions=True)
     server.executor.close()
     await server.reconciler.close()
+    if server.request_log is not None:
+        server.request_log.close()
     return 0
 
 
-async def _follow(server: Server, watch: ConfigWatch, reload: asyncio.Event) -> None:
-    """Read the configuration again when it changes, or when SIGHUP asks for it; tokens too."""
+async def _follow(server: Server, watch: ConfigWatch, reload: asyncio.Event, tls: Tls | None) -> None:
+    """Read the configuration, tokens and certificates again when they change; SIGHUP asks for it at once."""
     for warning in watch.config.warnings:
         log.warning("%s", warning)
     while True:
         with suppress(TimeoutError):
-            await asyncio.wait_for(reload.wait(), server.config.server.poll)
+            async with asyncio.timeout(server.config.server.poll):
+                await reload.wait()
         try:
             await asyncio.to_thread(server.access.follow)
+            if tls is not None:
+                await asyncio.to_thread(tls.renew)
             if reload.is_set() or await asyncio.to_thread(watch.due):
                 reload.clear()
                 _take(server, await asyncio.to_thread(watch.reload), watch.problem)
@@ -109,7 +121,7 @@ def _take(server: Server, change: Change | None, problem: str) -> None:
             problem = str(error)
             log.warning("the new configuration is not used: %s", problem)
         else:
-            logging.getLogger().setLevel(change.config.log.level.upper())
+            set_level(change.config.log)
             log.info("took a new configuration")
             for warning in change.config.warnings:
                 if warning not in known:
@@ -119,10 +131,12 @@ def _take(server: Server, change: Change | None, problem: str) -> None:
     server.config_problem = problem
 
 
-async def _listen(loop: asyncio.AbstractEventLoop, server: Server) -> asyncio.Server:
-    config = server.config.server
+async def _listen(loop: asyncio.AbstractEventLoop, server: Server, tls: Tls | None) -> asyncio.Server:
+    config, context = server.config.server, tls.context if tls else None
     try:
-        return await loop.create_server(server.connection, config.host, config.port, backlog=4096)
+        return await loop.create_server(
+            server.connection, config.host, config.port, backlog=4096, ssl=context
+        )
     except OSError as error:
         taken = error.errno == errno.EADDRINUSE
         raise EnvironmentProblem(
@@ -160,9 +174,10 @@ async def _drain(server: Server, listener: asyncio.Server, grpc_server: GrpcServ
     await rpcs
 
 
-async def _announce(server: Server, host: str, port: int, grpc_port: int) -> None:
+async def _announce(server: Server, port: int, grpc_port: int) -> None:
     """Say where the server listens, what it serves, and how to ask it."""
-    url = f"http://{_in_url(host)}:{port}"
+    host, scheme = server.config.server.host, "https" if server.config.tls.cert else "http"
+    url = f"{scheme}://{_in_url(host)}:{port}"
     _say(f"mserve {__version__} listening on {url} (Ctrl-C stops)")
     if grpc_port:
         _say(f"  gRPC on {_in_url(host)}:{grpc_port}")

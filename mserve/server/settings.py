@@ -200,7 +200,9 @@ class ServerTable:
         Kind("a directory of base paths", _directory),
         "directory of base paths; each becomes a model, new ones are found",
     )
-    poll: float = _key(1.0, _number(0.05, 86_400), "seconds between looks at base paths", flag="--poll")
+    poll: float = _key(
+        1.0, _number(0.05, 86_400), "seconds between looks at base paths and file", flag="--poll"
+    )
     grace: float = _key(30.0, _number(0, 86_400), "seconds to finish accepted requests after SIGTERM")
     prefetch: bool = _key(
         False,
@@ -309,14 +311,8 @@ class RequestLogTable:
 
     path: Path | None = _key(None, _FILE, "where to record, JSON lines", restart=True)
     sample: float = _key(0.01, _number(0, 1), "which share of the requests to record", restart=True)
-    redact: tuple[str, ...] = _key((), Kind("a list of names", _texts), "inputs to leave out", restart=True)
+    redact: tuple[str, ...] = _key((), Kind("a list of names", _texts), "values to leave out", restart=True)
     max_bytes: int = _key(1 << 30, _SIZE, "size at which recording goes on in a new file", restart=True)
-
-
-def labels_not_served(model: ModelTable) -> dict[str, int]:
-    """The labels of versions that a list of versions leaves out."""
-    chosen = model.versions
-    return {n: v for n, v in model.labels.items() if isinstance(chosen, tuple) and v not in chosen}
 
 
 TABLES: Mapping[str, type] = {
@@ -332,5 +328,8 @@ TABLES: Mapping[str, type] = {
 
 def show(value: Any) -> str:
     """A value on one line and not too long."""
-    text = json.dumps(value, default=str, ensure_ascii=False)
+    try:
+        text = json.dumps(value, default=str, ensure_ascii=False)
+    except RecursionError:  # dotted keys nest without limit
+        text = "something deeply nested"
     return text if len(text) <= 60 else text[:57] + "..."

@@ -44,8 +44,8 @@ class ConfigWatch:
 
     def due(self) -> bool:
         """Whether something changed since the last reading: the file, or the base paths in a directory."""
-        directory = self.config.server.models
-        if directory and models_in(directory, self._found())[0].keys() != set(self._found()):
+        directory, known = self.config.server.models, self._found()
+        if directory and set(models_in(directory, known)[0].values()) != set(known):
             return True
         return _fingerprint(self.source.file) != self._seen
 
@@ -64,9 +64,9 @@ class ConfigWatch:
         self.config = config
         return Change(config, tuple(needing_restart(self._started, config)))
 
-    def _found(self) -> list[str]:
-        """The models that lie in the directory of `[server] models`."""
-        return list(self.config.models) if self.config.server.models else []
+    def _found(self) -> list[Path]:
+        """The base paths that lie in the directory of `[server] models`."""
+        return [m.base_path for m in self.config.models.values()] if self.config.server.models else []
 
 
 def _fingerprint(file: Path | None) -> Fingerprint:

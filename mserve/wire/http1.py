@@ -20,7 +20,7 @@ class Request:
     """One parsed request. Header names are lower case; of a doubled header the last value stands.
 
     `start_ns` is when its last byte arrived (monotonic); `admin` tells whether its
-    client may make administrative calls.
+    client may make administrative calls; `client` is its address.
     """
 
     method: str
@@ -29,6 +29,9 @@ class Request:
     body: bytes | bytearray
     start_ns: int = 0
     admin: bool = False
+    client: str = ""
+    request_id: str = ""
+    traceparent: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,52 @@
+"""Which engine computes a bundle: its graph says so.
+
+A graph of one operator of the domain `mserve` is a table, which is looked up in numpy;
+every other graph is ONNX Runtime's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from ..format import Bundle
+from ..format.graph import Graph
+from ..tensors import Array, Signature
+from . import ort, table
+from .weights import Weights, open_weights
+
+
+class Engine(Protocol):
+    """What computes the outputs of a signature: a session of ONNX Runtime, or a table."""
+
+    @property
+    def private(self) -> bool:
+        """Whether the weights lie in private memory, so that a run cannot wait for the disk."""
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
+        """Compute the named tensors from the named inputs. Raises ExecutionFailed."""
+
+
+def open_engines(bundle: Bundle, *, prefetch: bool = False) -> Mapping[str, Engine]:
+    """Load a bundle on the CPU: an engine for each signature, all over the same memory.
+
+    `prefetch` reads mapped weights into the page cache before anything else. Raises
+    ModelRefused, MetaGraphMalformed or FormatUnsupported when the graph cannot be run,
+    BundleIncomplete when a shard changes while it is opened.
+    """
+    weights = open_weights(bundle)
+    if prefetch:
+        weights.prefetch()
+    return engines_for(bundle.meta, bundle.graph, bundle.metagraph.signatures, weights)
+
+
+def engines_for(
+    model: bytes, graph: Graph, signatures: Mapping[str, Signature], weights: Weights
+) -> Mapping[str, Engine]:
+    """An engine for each signature of a serialised ModelProto, whose walk is `graph`.
+
+    Raises ModelRefused, MetaGraphMalformed, FormatUnsupported.
+    """
+    if table.is_table(graph):
+        return dict.fromkeys(signatures, table.open_table(model, graph, weights))
+    return ort.sessions_for(model, graph, signatures, weights)
