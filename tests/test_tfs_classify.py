@@ -217,6 +217,24 @@ def test_bad_selections_are_refused(flowers: Running, outputs: Any, part: str) -
     assert part in answer.error
 
 
+NAMES_WRONG = [
+    ({"inputs": {"a": [1]}}, "Missing named input: b in 'inputs' object."),
+    ({"inputs": ROWS | {"c": 1}}, "JSON object: does not have named input: c"),
+    (
+        {"instances": [{"a": 1, "b": [1, 2]}, {"a": 1}]},
+        "Failed to process element: 1 of 'instances' list. JSON object keys must be equal to: a,b",
+    ),
+]
+
+
+@pytest.mark.parametrize(("body", "text"), NAMES_WRONG)
+def test_wrong_inputs_are_refused_in_known_words(flowers: Running, body: Any, text: str) -> None:
+    answer = post(flowers, "predict", body)
+    assert answer.status == 400
+    assert answer.error.startswith(text)
+    assert "expected: a, b" in answer.error
+
+
 def test_outputs_called_bytes_are_base64_and_others_text(flowers: Running) -> None:
     words = ["ä", ""]
     sent = [{"b64": b64encode(w.encode()).decode()} for w in words]

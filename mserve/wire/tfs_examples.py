@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import PayloadTooLarge, RequestError
 from ..tensors import Array, Signature, TensorSpec, show_shape
-from .tfs_json import to_array
+from .json_values import to_array
 
 MAX_EXAMPLES = 1 << 20
 _ABSENT = object()

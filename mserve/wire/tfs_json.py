@@ -15,19 +15,17 @@ Outputs whose alias ends in `_bytes` are answered as `{"b64": "..."}`.
 
 from __future__ import annotations
 
-import binascii
 import json
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 import orjson
 
 from ..errors import ExecutionFailed, RequestError
-from ..tensors import DTYPES, Array, Signature, TensorSpec, check_names, show_shape
+from ..tensors import Array, Signature, check_names, show_shape
+from .json_values import is_b64, kind, to_array
 
-MAX_DEPTH = 64
 BYTES = "_bytes"
 _CHECK = "check what is sent"
 
@@ -40,7 +38,7 @@ def parse(body: bytes | bytearray, *, strict: bool = False) -> dict[str, Any]:
         value = _parse_lenient(body, error, strict)
     if not isinstance(value, dict):
         raise RequestError(
-            "the request is not a JSON object", expected='{"instances": [...]}', found=_kind(value)
+            "the request is not a JSON object", expected='{"instances": [...]}', found=kind(value)
         )
     return value
 
@@ -67,7 +65,7 @@ def signature_name(body: Mapping[str, Any]) -> str:
     """The `signature_name` of a request, "" if absent. Raises RequestError."""
     name = body.get("signature_name", "")
     if not isinstance(name, str):
-        raise RequestError("signature_name is not a string", found=_kind(name))
+        raise RequestError("signature_name is not a string", found=kind(name))
     return name
 
 
@@ -115,25 +113,21 @@ def inputs_of(body: Mapping[str, Any], signature: Signature) -> tuple[dict[str, 
 
 def _from_rows(rows: Any, signature: Signature) -> dict[str, Array]:
     if not isinstance(rows, list):
-        raise RequestError("'instances' is not a list", found=_kind(rows))
-    named = bool(rows) and isinstance(rows[0], dict) and not _is_b64(rows[0])
+        raise RequestError("'instances' is not a list", found=kind(rows))
+    named = bool(rows) and isinstance(rows[0], dict) and not is_b64(rows[0])
     if not named and len(signature.inputs) != 1:
         raise RequestError(
             "a row is not an object",
             expected=f"an object with the inputs {', '.join(signature.inputs)}",
-            found=_kind(rows[0]) if rows else "no rows",
+            found=kind(rows[0]) if rows else "no rows",
         )
     if not named:
         alias, spec = next(iter(signature.inputs.items()))
         return {alias: to_array(rows, spec, alias)}
     for index, row in enumerate(rows):
         if not isinstance(row, dict):
-            raise RequestError(f"instance {index} is not an object as the first one is", found=_kind(row))
-        try:
-            check_names(signature, row)
-        except RequestError as error:
-            error.where = f"instance {index}"
-            raise
+            raise RequestError(f"instance {index} is not an object as the first one is", found=kind(row))
+        _check_names(signature, row, index)
         if row.keys() != rows[0].keys():
             raise RequestError(
                 f"instance {index} does not have the inputs of the first one",
@@ -144,117 +138,36 @@ def _from_rows(rows: Any, signature: Signature) -> dict[str, Array]:
     return {a: to_array([row[a] for row in rows], spec, a) for a, spec in given.items()}
 
 
+def _check_names(signature: Signature, given: Mapping[str, object], index: int | None = None) -> None:
+    """Refuse wrong inputs in the words that TensorFlow Serving's clients know, with our facts behind."""
+    try:
+        check_names(signature, given)
+    except RequestError as error:
+        lacks = [a for a, s in signature.inputs.items() if a not in given and s.default is None]
+        extra = [a for a in given if a not in signature.inputs]
+        if index is not None:
+            keys = f"JSON object keys must be equal to: {','.join(sorted(signature.inputs))}"
+            error.what = f"Failed to process element: {index} of 'instances' list. {keys}"
+            error.where = f"instance {index}"
+        elif lacks:
+            error.what = f"Missing named input: {lacks[0]} in 'inputs' object."
+        else:
+            error.what = f"JSON object: does not have named input: {extra[0][:200]}"
+        raise
+
+
 def _from_columns(columns: Any, signature: Signature) -> dict[str, Array]:
-    if isinstance(columns, dict) and not _is_b64(columns):
-        check_names(signature, columns)
+    if isinstance(columns, dict) and not is_b64(columns):
+        _check_names(signature, columns)
         return {a: to_array(columns[a], spec, a) for a, spec in signature.inputs.items() if a in columns}
     if len(signature.inputs) != 1:
         raise RequestError(
             "'inputs' is not an object",
             expected=f"an object with the inputs {', '.join(signature.inputs)}",
-            found=_kind(columns),
+            found=kind(columns),
         )
     alias, spec = next(iter(signature.inputs.items()))
     return {alias: to_array(columns, spec, alias)}
-
-
-def to_array(value: Any, spec: TensorSpec, alias: str) -> Array:
-    """A JSON value as an array of the input's dtype; its shape is what the value's nesting says.
-
-    Raises RequestError: ragged lists, values of another kind, integers out of range.
-    """
-    import numpy as np
-
-    leaves, shape = _flatten(value, alias)
-    if not leaves:
-        return np.empty(shape, DTYPES[spec.dtype].to_numpy())
-    if spec.dtype == "string":
-        array = np.empty(len(leaves), object)
-        array[:] = [_text(leaf, alias) for leaf in leaves]
-        return array.reshape(shape)
-    return _numbers(leaves, spec, alias).reshape(shape)
-
-
-def _flatten(value: Any, alias: str) -> tuple[list[Any], list[int]]:
-    """The leaves of nested lists in order, and their shape. Raises RequestError when they are ragged."""
-    level, shape = [value], list[int]()
-    while level and isinstance(level[0], list):
-        if len(shape) == MAX_DEPTH:
-            raise RequestError(
-                f"input {alias!r} is nested too deeply", expected=f"at most {MAX_DEPTH} levels"
-            )
-        if set(map(type, level)) != {list} or len(set(map(len, level))) != 1:
-            found = sorted({f"a list of {len(x)}" if isinstance(x, list) else _kind(x) for x in level})
-            raise RequestError(
-                f"input {alias!r} is ragged",
-                where=f"level {len(shape)} of the nesting",
-                expected=f"lists of {len(level[0])} everywhere",
-                found=" and ".join(found[:3]),
-            )
-        shape.append(len(level[0]))
-        level = list(chain.from_iterable(level))
-    return level, shape
-
-
-def _numbers(leaves: list[Any], spec: TensorSpec, alias: str) -> Array:
-    import numpy as np
-
-    target = DTYPES[spec.dtype].to_numpy()
-    kinds = set(map(type, leaves))
-    if target.kind == "b":
-        allowed: set[type] = {bool}
-    elif target.kind in "iu":
-        allowed = {int}
-    else:
-        allowed = {int, float}
-    if not kinds <= allowed:
-        wrong = next(leaf for leaf in leaves if type(leaf) not in allowed)
-        raise RequestError(
-            f"input {alias!r} has a value of the wrong kind", expected=spec.dtype, found=_show(wrong)
-        )
-    if target.kind in "iu":
-        limits = np.iinfo(target)
-        low, high = min(leaves), max(leaves)
-        if low < limits.min or high > limits.max:
-            raise RequestError(
-                f"input {alias!r} has a value out of range",
-                expected=f"{spec.dtype}: {limits.min} to {limits.max}",
-                found=low if low < limits.min else high,
-            )
-        return np.array(leaves, target)
-    with np.errstate(over="ignore"):
-        try:
-            return np.array(leaves, np.float64 if target.kind == "f" else target).astype(target)
-        except OverflowError as error:
-            raise RequestError(f"input {alias!r} has a number that no float holds") from error
-
-
-def _text(leaf: Any, alias: str) -> str:
-    if isinstance(leaf, str):
-        return leaf
-    if _is_b64(leaf):
-        try:
-            return b64decode(leaf["b64"], validate=True).decode()
-        except (binascii.Error, ValueError) as error:
-            raise RequestError(
-                f"input {alias!r} has a bad b64 value", expected="base64 of UTF-8 text", found=error
-            ) from error
-    raise RequestError(f"input {alias!r} has a value of the wrong kind", expected="string", found=_show(leaf))
-
-
-def _is_b64(value: Any) -> bool:
-    return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, dict | list):
-        return _kind(value)
-    return f"{json.dumps(value)[:60]} ({_kind(value)})"
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", type(None): "null", bool: "a boolean"}
-    return names.get(type(value), "a number")
 
 
 def encode(outputs: Mapping[str, Array], *, rows: bool, strict: bool = False) -> bytes:
