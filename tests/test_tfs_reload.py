@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import pytest
 from server_tools import Running, serving
+from test_grpc_health import check
 from test_tfs_grpc import A, B, ask, ours, predict, refused, spec
 from tfs_models import export_flowers
 
@@ -122,3 +123,26 @@ def test_an_empty_list_unloads_everything(server: Running, channel: grpc.Channel
     assert reload(channel) == (0, "")
     server.wait_until(lambda: server.get("/v1/models").json() == {"models": []})
     assert refused(channel, "Predict", predict(spec(), a=A, b=B))[0] == "NOT_FOUND"
+
+
+def test_who_may_ask_and_who_may_reload(tmp_path: Path) -> None:
+    """One token asks, another one reloads as well; probes carry none."""
+    export_flowers(tmp_path / "flowers", version=1)
+    (tmp_path / "tokens").write_text("reader\n")
+    (tmp_path / "admins").write_text("chief\n")
+    config = tmp_path / "mserve.toml"
+    config.write_text(
+        '[server]\nadmin = true\n[auth]\ntokens = "tokens"\nadmin_tokens = "admins"\n'
+        '[models.flowers]\nbase_path = "flowers"\n'
+    )
+    predicts, reloads = predict(spec(), a=A, b=B), listed()
+    with serving(f"--config={config}", tmp_path / "log") as running:
+        reader, chief = ((("authorization", f"Bearer {name}"),) for name in ("reader", "chief"))
+        with grpc.insecure_channel(f"127.0.0.1:{running.grpc_port}") as channel:
+            assert refused(channel, "Predict", predicts)[0] == "UNAUTHENTICATED"
+            assert ask(channel, "Predict", predicts, metadata=reader).model_spec.version.value == 1
+            reload = "HandleReloadConfigRequest"
+            assert refused(channel, reload, reloads)[0] == "UNAUTHENTICATED"
+            assert refused(channel, reload, reloads, metadata=reader)[0] == "PERMISSION_DENIED"
+            assert check(channel, "flowers") == 1
+            assert ask(channel, reload, reloads, metadata=chief).status.error_code == 0
