@@ -21,7 +21,7 @@ with atheris.instrument_imports(include=["mserve"]):
     from mserve.format.metagraph import content_digest, parse
     from mserve.format.prune import Parts
     from mserve.tensors import Signature, TensorSpec
-    from mserve.wire import protobuf, tfs_examples, tfs_json, tfs_proto
+    from mserve.wire import oip_json, protobuf, tfs_examples, tfs_json, tfs_proto
 
 LIMIT = 1 << 20
 TRAILER = b"\x72\x51\x0a\x0dmserve.sha256\x12\x40"
@@ -46,6 +46,14 @@ def read_request(body: bytes) -> None:
     tfs_json.inputs_of(tfs_json.parse(body), SIGNATURE)
 
 
+def read_infer_request(body: bytes) -> None:
+    """A body whose first byte says how much of the rest is JSON: 255 all of it, 0 none."""
+    header = None if body[:1] == b"\xff" else str(len(body[1:]) * (body or b"\0")[0] // 254).encode()
+    message = oip_json.parse(body[1:], header)
+    message.wanted(SIGNATURE)
+    message.arrays(SIGNATURE)
+
+
 def read_examples(body: bytes) -> None:
     tfs_examples.to_inputs(*tfs_examples.of_body(tfs_json.parse(body)), SIGNATURE, LIMIT)
 
@@ -63,7 +71,14 @@ def read_input(body: bytes) -> None:
     tfs_examples.to_inputs(*examples, SIGNATURE, LIMIT)
 
 
-READERS = (read_meta, read_request, read_examples, read_predict_request, read_input)
+READERS = (
+    read_meta,
+    read_request,
+    read_infer_request,
+    read_examples,
+    read_predict_request,
+    read_input,
+)
 
 
 def one_input(data: bytes) -> None:

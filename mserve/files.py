@@ -41,9 +41,9 @@ def read_input(path: Path, limit: int = MAX_INPUT_BYTES) -> bytes:
         return file.read(size)
 
 
-def read_text(path: Path) -> str:
-    """The whole of a text file. Raises InputError."""
+def read_text(path: Path, limit: int = MAX_INPUT_BYTES) -> str:
+    """The whole of a text file of at most `limit` bytes. Raises InputError."""
     try:
-        return read_input(path).decode()
+        return read_input(path, limit).decode()
     except UnicodeDecodeError as error:
         raise InputError("the file is not UTF-8 text", where=path, found=error) from error

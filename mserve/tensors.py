@@ -42,7 +42,7 @@ class DType:
         """The numpy dtype; object for strings."""
         import numpy as np
 
-        if self.numpy in _SHORT_TYPES:
+        if self.numpy in SHORT_TYPES:
             import ml_dtypes
 
             short: np.dtype[Any] = np.dtype(getattr(ml_dtypes, self.numpy))
@@ -54,7 +54,8 @@ class DType:
         return (elements * self.bits + 7) // 8
 
 
-_SHORT_TYPES = frozenset(
+# Types that numpy knows through ml_dtypes only.
+SHORT_TYPES = frozenset(
     "bfloat16 float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz int4 uint4".split()
 )
 

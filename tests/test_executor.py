@@ -137,13 +137,17 @@ def test_mapped_weights_are_never_read_on_the_loop(lookup: Servable) -> None:
     assert lookup.stats.batches == 50
 
 
-def test_a_deadline_passes_in_the_queue(lookup: Servable) -> None:
+@pytest.mark.parametrize("delay_ns", [0, 10_000_000_000])
+def test_a_deadline_passes_in_the_queue(lookup: Servable, delay_ns: int) -> None:
+    """Whether somebody looks in between or not, what is too late is not run."""
+
     async def work(executor: Executor, front: Front) -> None:
         front.timeout_ns = 1
         answers = await ask(front, lookup, [[1], [2]])
         assert all(isinstance(a, DeadlineExceeded) for a in answers)
 
-    on_loop(work, Limits(delay_ns=10_000_000_000))
+    on_loop(work, Limits(delay_ns=delay_ns))
+    assert lookup.stats.rows == 0
     assert lookup.in_flight == 0
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import ModelProto
 
+import mserve
 from mserve.loader.plan import Action, ModelConfig, Policy, Slot, follow, plan
+from mserve.loader.reconciler import Reconciler
 from mserve.loader.servable import State
 from mserve.loader.source import Candidate, scan
 
@@ -368,3 +373,33 @@ def test_labels_follow_their_versions(
     what: str, now: dict[str, int], wanted: dict[str, int], available: set[int], expected: dict[str, int]
 ) -> None:
     assert follow(now, model(Policy(), wanted), available) == expected, what
+
+
+def test_a_wish_during_a_look_is_not_lost_and_counters_go_on(mlp: ModelProto, tmp_path: Path) -> None:
+    """With a minute between looks, whatever is asked for happens at once."""
+    mserve.export(mlp, tmp_path / "m")
+
+    async def until(holds: Callable[[], bool]) -> None:
+        async with asyncio.timeout(30):
+            while not holds():
+                await asyncio.sleep(0)
+
+    async def work() -> None:
+        reconciler = Reconciler([ModelConfig("m", tmp_path / "m")], poll_s=60)
+        model = reconciler.models["m"]
+        reconciler.start()
+        await until(lambda: bool(model.available) and model.settled())
+        model.available[1].stats.rows = 5
+        for _ in range(3):
+            reconciler.look("m")
+            await until(lambda: not model.wake.is_set())  # the look has begun
+            reconciler.set_wanted("m", False)
+            await until(lambda: not model.available and not model.slots)
+            reconciler.look("m")
+            await until(lambda: not model.wake.is_set())
+            reconciler.set_wanted("m", True)
+            await until(lambda: bool(model.available))
+            assert model.available[1].stats.rows == 5
+        await reconciler.close()
+
+    asyncio.run(work())

@@ -280,6 +280,39 @@ def test_real_models_answer_bit_for_bit(
     assert next(iter(servable.golden["serving_default"].inputs.values())).shape[0] in (1, PROBE_ROWS)
 
 
+SHORT = ["BFLOAT16", "FLOAT16", "FLOAT8E4M3FN", "FLOAT8E5M2"]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3])
+@pytest.mark.parametrize("element", SHORT)
+def test_short_floats_go_in_and_come_out(element: str, rows: int, tmp_path: Path) -> None:
+    """Those that numpy lacks, too, beside others, however they lie in memory."""
+    number = getattr(TensorProto, element)
+    proto = model(
+        [node("Identity", ["x"], ["y"]), node("Identity", ["s"], ["t"])],
+        [("x", number, ["N", 2]), ("s", FLOAT, [])],
+        [("y", number, ["N", 2]), ("t", FLOAT, [])],
+    )
+    servable = mserve.load(mserve.export(proto, tmp_path / "base").path)
+    x = floats(2, rows).astype(helper.tensor_dtype_to_np_dtype(number)).T
+    answer = servable.run({"x": x, "s": np.array(1.5, np.float32)})
+    assert (answer["y"].dtype, answer["y"].shape) == (x.dtype, x.shape)
+    assert answer["y"].tobytes() == x.tobytes()
+    assert (answer["t"].shape, float(answer["t"])) == ((), 1.5)
+
+
+def test_short_floats_beside_text(tmp_path: Path) -> None:
+    proto = model(
+        [node("Cast", ["x"], ["y"], to=FLOAT), node("Identity", ["s"], ["t"])],
+        [("x", TensorProto.BFLOAT16, ["N"]), ("s", TensorProto.STRING, ["N"])],
+        [("y", FLOAT, ["N"]), ("t", TensorProto.STRING, ["N"])],
+    )
+    servable = mserve.load(mserve.export(proto, tmp_path / "base").path)
+    x = np.array([0.5, -2], helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16))
+    answer = servable.run({"x": x, "s": np.array(["a", "é"])})
+    assert (answer["y"].tolist(), answer["t"].tolist()) == ([0.5, -2.0], ["a", "é"])
+
+
 @pytest.mark.parametrize("name", ["nope.txt", "../export.meta", "/etc/passwd", "../../../secret"])
 def test_a_label_file_is_an_asset_of_the_bundle_or_the_bundle_is_refused(version: Path, name: str) -> None:
     """A name from a bundle leads nowhere but to the bundle's own assets."""
@@ -299,7 +332,7 @@ def test_label_files_are_read_when_a_version_is_loaded(version: Path) -> None:
         return signatures
 
     builders.reseal(version, lambda proto: builders.set_json(proto, "mserve.signatures", label))
-    assert mserve.load(version).labels == {"words.txt": ["zero", "one"]}
+    assert mserve.load(version).labels("serving_default", "y") == ["zero", "one"]
     builders.overwrite(version / "assets" / "words.txt", b"\xff\xffro\none\n")
     with pytest.raises(ModelRefused, match="a label file cannot be read"):
         mserve.load(version)

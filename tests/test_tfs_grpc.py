@@ -271,7 +271,7 @@ def serving_messages() -> list[Any]:
 def test_every_dtype_there_and_back(channel: grpc.Channel, kind: str) -> None:
     """All inputs of `echo` are required, so each call sends them all; one output is asked for."""
     numbers, words = [[0, 1], [1, 0]], [["ä", ""], ["x", "y"]]
-    values = {k: np.array(words if k == "string" else numbers, DTYPES[k].numpy) for k in KINDS}
+    values = {k: np.array(words if k == "string" else numbers, DTYPES[k].to_numpy()) for k in KINDS}
     request = predict(spec("echo"), (f"out_{kind}",), **{f"in_{k}": v for k, v in values.items()})
     answer = ask(channel, "Predict", request)
     assert list(answer.outputs) == [f"out_{kind}"]

@@ -14,6 +14,8 @@ import mserve
 from mserve.tensors import DTYPES
 
 KINDS = (
+    "float16",
+    "bfloat16",
     "float32",
     "float64",
     "int8",

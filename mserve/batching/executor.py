@@ -103,7 +103,7 @@ class Executor:
             return self._free > 0 or _predict(head, rows) <= min(INLINE_RUN_NS, inline_left)
 
         while (batch := self.batcher.next_batch(now, free)) is not None:
-            batch.entries = [e for e in batch.entries if not self._dropped(e)]
+            batch.entries = [e for e in batch.entries if not self._dropped(e, now)]
             if not batch.entries:
                 continue
             self._count(batch, time.monotonic_ns())
@@ -134,10 +134,12 @@ class Executor:
         self._timer = None
         self._pump()
 
-    def _dropped(self, entry: Entry) -> bool:
-        """Whether nobody waits for the entry any more; such work is not done."""
+    def _dropped(self, entry: Entry, now: int) -> bool:
+        """Whether nobody waits for the entry any more, or no longer; such work is not done."""
         if entry.cancelled:
             self._answer(entry, Unavailable("the client has left"))
+        elif 0 < entry.deadline_ns <= now:
+            self._answer(entry, _too_late("waiting in the queue"))
         return entry.cancelled
 
     def _count(self, batch: Batch, now: int) -> None:
@@ -169,9 +171,11 @@ class Executor:
             self._pump()
 
     def _finish(self, batch: Batch, outputs: Outputs, error: Exception | None, run_ns: int) -> None:
-        batch.entries[0].servable.stats.run_ns += run_ns
-        now, servable = time.monotonic_ns(), batch.entries[0].servable
-        servable.stats.drained(batch.rows, now, more=self.batcher.backlog(servable).requests > 0)
+        servable = batch.entries[0].servable
+        stats, now = servable.stats, time.monotonic_ns()
+        stats.run_ns += run_ns
+        stats.batch_ns[bisect_left(BATCH_BUCKETS, batch.rows)] += run_ns
+        stats.drained(batch.rows, now, more=self.batcher.backlog(servable).requests > 0)
         for entry in batch.entries:
             entry.ended_ns = now
         if error is None:

@@ -58,6 +58,10 @@ def command(
     """Serve the newest version over HTTP; load new versions as they appear; SIGTERM drains."""
     if sys.platform == "win32":
         raise EnvironmentProblem("serve needs a POSIX system", hint="every other command runs here")
+    if not print_config:
+        from ..runtime.memory import use_huge_pages
+
+        use_huge_pages()
     from ..server.config import Source
     from ..server.watch import ConfigWatch
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import InputError, MetaGraphMalformed
 from ..files import open_input
-from ..tensors import DTYPES, Array, Signature, dtype_of
+from ..tensors import DTYPES, SHORT_TYPES, Array, Signature, dtype_of
 
 MAX_UNPACKED_BYTES = 1 << 30
 SIDES = ("inputs", "outputs")
@@ -46,12 +46,15 @@ def pack(samples: Mapping[str, Golden]) -> bytes:
 
 
 def _storable(array: Array) -> Array:
-    """numpy's archive has no word for text objects; they become unicode arrays.
+    """numpy's archive has no word for text objects, which become unicode arrays, nor for short types,
+    which become bytes.
 
     Raises InputError for text that such an array cannot hold: it ends in NUL.
     """
     import numpy as np
 
+    if array.dtype.name in SHORT_TYPES:
+        return array.view(f"V{array.dtype.itemsize}")
     if dtype_of(array) != "string":
         return array
     stored = array.astype(str)

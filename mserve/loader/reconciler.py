@@ -16,14 +16,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..errors import BundleError, MserveError
 from ..format import open_bundle
 from ..runtime.memory import give_back
 from .plan import DEFAULT_LABEL, Action, ModelConfig, Policy, Slot, follow, plan
-from .servable import Servable, State, load
+from .servable import Servable, State, Stats, load
 from .source import Candidate, Scan, scan
 
 log = logging.getLogger("mserve")
@@ -46,6 +46,8 @@ class Model:
     each label names now; `default` what answers requests without either. `retired` are
     the versions of an earlier base path, which serve until a new one does. `wanted` is
     false once a client unloaded the model, or it is `leaving` the configuration.
+    `stats` are the counters of ended versions, which go on where they stopped when the
+    version comes back. `looked_ns` is when the last look that is over began.
     """
 
     config: ModelConfig
@@ -56,6 +58,8 @@ class Model:
     available: dict[int, Servable] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
     default: Servable | None = None
+    stats: dict[int, Stats] = field(default_factory=dict)
+    looked_ns: int = 0
     wanted: bool = True
     leaving: bool = False
     wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -187,14 +191,16 @@ class Reconciler:
     async def _watch(self, model: Model) -> None:
         """Look, plan and act until the model has left the configuration and its last version is gone."""
         while True:
+            model.wake.clear()  # before the look, so that whatever happens meanwhile leads to another
+            begun = time.monotonic_ns()
             try:
                 await self._step(model)
             except Exception:
                 log.exception("%s: our bug while looking after it", model.config.name)
+            model.looked_ns = begun
             if model.leaving and not model.slots and not model.retired:
                 del self.models[model.config.name], self._watches[model.config.name]
                 return
-            model.wake.clear()
             # Not wait_for: in Python 3.11 it loses a cancellation that comes with its result.
             with suppress(TimeoutError):
                 async with asyncio.timeout(self.poll_s):
@@ -280,6 +286,7 @@ class Reconciler:
         else:
             slot.servable, slot.error, slot.attempts = servable, None, 0
             servable.version = slot.version
+            servable.stats = replace(model.stats.pop(slot.version, servable.stats), curve={})
             slot.load_ns = time.monotonic_ns() - start
             slot.become(State.AVAILABLE)
             log.info("%s version %d: available, loaded in %.0f ms", name, slot.version, slot.load_ns / 1e6)
@@ -324,10 +331,13 @@ class Reconciler:
 
     def _end(self, model: Model, slot: Slot) -> None:
         slot.become(State.ENDED)
+        if slot.servable is not None:
+            model.stats[slot.version] = slot.servable.stats
         slot.servable = None
         if model.slots.get(slot.version) is slot:
             del model.slots[slot.version]
         model.ended = [*(v for v in model.ended if v != slot.version), slot.version][-ENDED_KEPT:]
+        model.stats = {v: stats for v, stats in model.stats.items() if v in model.ended}
 
 
 def _missing(policy: Policy, found: Scan) -> str:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from ..errors import BundleIncomplete, ExecutionFailed, InputError, ModelRefused, MserveError, NotFound
 from ..examples import generate
-from ..files import read_input
+from ..files import read_text
 from ..format import Bundle, open_bundle
 from ..format.golden import Golden, unpack
 from ..format.locks import Lock, acquire
@@ -49,7 +49,8 @@ NEXT: dict[State, frozenset[State]] = {
     State.ENDED: frozenset(),
 }
 
-LABEL_BYTES_MAX = 64 << 20
+LABELS_BYTES_MAX = 16 << 20
+
 # Upper bounds of the batch-size histogram, in rows.
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
@@ -71,14 +72,16 @@ class Batching:
 class Stats:
     """Plain counters of one servable, written by the thread that owns it, read by anyone.
 
-    `curve` is a high estimate of the run time in nanoseconds, by signature and the bit
-    length of the number of rows. `drain_rows` and `drain_ns` tell how fast rows went
-    lately while others waited; see `expected_wait_ns`.
+    `batch_ns` is the run time of the batches of each bucket of `batch_rows`. `curve` is a
+    high estimate of the run time in nanoseconds, by signature and the bit length of the
+    number of rows. `drain_rows` and `drain_ns` tell how fast rows went lately while
+    others waited; see `expected_wait_ns`.
     """
 
     batches: int = 0
     rows: int = 0
     batch_rows: list[int] = field(default_factory=lambda: [0] * (len(BATCH_BUCKETS) + 1))
+    batch_ns: list[int] = field(default_factory=lambda: [0] * (len(BATCH_BUCKETS) + 1))
     run_ns: int = 0
     queue_ns: int = 0
     inline: int = 0
@@ -105,7 +108,7 @@ class Servable:
     """A loaded version: signatures, and `run`.
 
     `in_flight` counts requests that were accepted and not yet answered; `batching`
-    overrides the server's; `labels` holds the lines of each label file that outputs name.
+    overrides the server's.
     """
 
     def __init__(self, bundle: Bundle, sessions: Mapping[str, Engine], golden: Mapping[str, Golden]) -> None:
@@ -115,10 +118,10 @@ class Servable:
         self.golden = golden
         self.in_flight = 0
         self.batching: Batching | None = None
-        self.labels: Mapping[str, Sequence[str]] = {}
         self.stats = Stats()
         self.private_memory = all(s.private for s in sessions.values())
         self._lock: Lock | None = None
+        self._labels: Mapping[str, Sequence[str]] = {}
         self._sessions = sessions
         self._plans = {
             name: ([s.name for s in sig.outputs.values()], tuple(sig.outputs))
@@ -186,8 +189,29 @@ class Servable:
             return dict(golden.inputs)
         return {alias: x[:1] for alias, x in golden.inputs.items()}
 
+    def labels(self, signature: str, output: str) -> Sequence[str]:
+        """What the entries of an output's last axis are called: the lines of its labels asset, if any."""
+        return self._labels.get(self.signatures[signature].outputs[output].labels, [])
+
+    def read_labels(self) -> None:
+        """Read the label files of all outputs. Raises ModelRefused for one that is no asset, or no text."""
+        ports = [spec for signature in self.signatures.values() for spec in signature.outputs.values()]
+        assets = {record.name: record for record in self.bundle.metagraph.assets}
+        lines: dict[str, Sequence[str]] = {}
+        for name in {spec.labels for spec in ports if spec.labels}:
+            where, record = self.bundle.path, assets.get(f"assets/{name}")
+            if record is None:
+                raise ModelRefused("an output names a label file that is no asset", where=where, found=name)
+            try:
+                lines[name] = read_text(self.bundle.file(record), LABELS_BYTES_MAX).splitlines()
+            except InputError as error:
+                raise ModelRefused("a label file cannot be read", where=where, found=error) from error
+        self._labels = lines
+
     def close(self) -> None:
         """Free the session and its memory; nothing may be in flight."""
+        for engine in self._sessions.values():
+            engine.release()
         self._sessions = {}
         if self._lock is not None:
             self._lock.release()
@@ -214,23 +238,7 @@ def load(path: str | os.PathLike[str], *, prefetch: bool = False) -> Servable:
     if bundle.metagraph.golden:
         golden = unpack(bundle.file(bundle.metagraph.golden), bundle.metagraph.signatures)
     servable = Servable(bundle, sessions, golden)
-    servable.labels = _read_labels(bundle)
     servable.hold(lock)
+    servable.read_labels()
     servable.warm_up()
     return servable
-
-
-def _read_labels(bundle: Bundle) -> dict[str, Sequence[str]]:
-    """The lines of the label files that outputs name. Raises ModelRefused."""
-    outputs = [s for sig in bundle.metagraph.signatures.values() for s in sig.outputs.values()]
-    assets = {record.name: record for record in bundle.metagraph.assets}
-    lines: dict[str, Sequence[str]] = {}
-    for name in {spec.labels for spec in outputs if spec.labels}:
-        record = assets.get(f"assets/{name}")
-        if record is None:
-            raise ModelRefused("an output names a label file that is no asset", where=bundle.path, found=name)
-        try:
-            lines[name] = read_input(bundle.file(record), LABEL_BYTES_MAX).decode().splitlines()
-        except (InputError, UnicodeDecodeError) as error:
-            raise ModelRefused("a label file cannot be read", where=bundle.path, found=error) from error
-    return lines

@@ -23,6 +23,9 @@ class Engine(Protocol):
     def private(self) -> bool:
         """Whether the weights lie in private memory, so that a run cannot wait for the disk."""
 
+    def release(self) -> None:
+        """Let go of the weights' pages; called when nothing will run any more."""
+
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
         """Compute the named tensors from the named inputs. Raises ExecutionFailed."""
 

@@ -12,16 +12,18 @@ threads sleep when there is nothing to do.
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ..errors import ExecutionFailed, MetaGraphMalformed, ModelRefused
 from ..format.graph import Graph
 from ..format.prune import Parts
-from ..tensors import Array, Signature
+from ..tensors import DTYPES, SHORT_TYPES, Array, DType, Signature
 from ..wire import protobuf
 from .weights import Weights
 
@@ -56,15 +58,22 @@ class Session:
 
     _session: Any
     _weights: Weights
+    _short: bool = False
 
     @property
     def private(self) -> bool:
         """Whether the weights lie in private memory, so that a run cannot wait for the disk."""
         return self._weights.private
 
+    def release(self) -> None:
+        """Let go of the weights' pages, before the session itself goes."""
+        self._weights.release()
+
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
         """Compute the named tensors. Raises ExecutionFailed with ONNX Runtime's message."""
         try:
+            if self._short:
+                return _run_short(self._session, outputs, feeds)
             return self._session.run(outputs, feeds)  # type: ignore[no-any-return]
         except Exception as error:  # ONNX Runtime's own exception types share no useful base
             raise ExecutionFailed("the model failed on these inputs", found=_first_line(error)) from error
@@ -130,7 +139,50 @@ def _session(model: bytes, weights: Weights) -> Session:
             found=_first_line(error),
             hint="onnxruntime.InferenceSession reports the same for the model file",
         ) from error
-    return Session(session, weights)
+    ports = [*session.get_inputs(), *session.get_outputs()]
+    return Session(session, weights, any(port.type in _short_types() for port in ports))
+
+
+@cache
+def _short_types() -> dict[str, DType]:
+    """The types that ONNX Runtime knows and its Python face has no numpy type for, by ONNX Runtime's name."""
+    return {f"tensor({d.name})": d for d in DTYPES.values() if d.numpy in SHORT_TYPES and d.bits >= 8}
+
+
+def _run_short(session: Any, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
+    """Run a graph with short floats among its inputs and outputs.
+
+    ONNX Runtime takes such values with a word on what they are, and gives them back as
+    an address. It makes no such value of text, so that a graph which takes text may
+    have short inputs, not short outputs.
+    """
+    values = {name: x if x.dtype.hasobject else _to_value(x) for name, x in feeds.items()}
+    if any(x.dtype.hasobject for x in feeds.values()):
+        return session.run(outputs, values)  # type: ignore[no-any-return]
+    return [_from_value(value) for value in session.run_with_ort_values(outputs, values)]
+
+
+def _to_value(array: Array) -> Any:
+    import onnxruntime as ort
+
+    array = array if array.flags.c_contiguous else array.copy()
+    for dtype in _short_types().values():
+        if dtype.numpy == array.dtype.name:
+            return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, dtype.onnx)
+    return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+def _from_value(value: Any) -> Array:
+    import numpy as np
+
+    dtype = _short_types().get(value.data_type())
+    if dtype is None:
+        return value.numpy()  # type: ignore[no-any-return]
+    size = value.tensor_size_in_bytes()
+    if size == 0:
+        return np.empty(value.shape(), dtype.to_numpy())
+    memory = (ctypes.c_char * size).from_address(value.data_ptr())
+    return np.frombuffer(memory, dtype.to_numpy()).reshape(value.shape()).copy()
 
 
 def _first_line(error: Exception) -> str:

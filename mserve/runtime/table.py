@@ -175,6 +175,10 @@ class Table:
         """Whether the table lies in private memory, so that a lookup cannot wait for the disk."""
         return self.weights.private
 
+    def release(self) -> None:
+        """Let go of the table's pages, before the table itself goes."""
+        self.weights.release()
+
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
         """The named columns, and whether the keys were found. Raises ExecutionFailed."""
         import numpy as np

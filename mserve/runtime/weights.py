@@ -17,6 +17,7 @@ from pathlib import Path
 from ..errors import BundleIncomplete
 from ..format import META_FILE, Bundle
 from ..format.graph import Weight
+from .memory import drop_pages
 
 PRIVATE_BYTES = 32 << 20
 _POPULATE_READ = 22  # MADV_POPULATE_READ, Linux 5.14; not in Python's mmap module
@@ -39,6 +40,12 @@ class Weights:
                 buffer.madvise(_POPULATE_READ)
             except OSError:  # an older kernel
                 buffer.madvise(mmap.MADV_WILLNEED)
+
+    def release(self) -> None:
+        """Drop the pages of mapped shards: to unmap what is left of them takes no time."""
+        if not self.private:
+            for buffer in self.buffers.values():
+                drop_pages(buffer)
 
     def expect_lookups(self, weights: Iterable[Weight], names: Collection[str]) -> None:
         """Tell the kernel that rows of the named weights are read here and there: no read-ahead."""

@@ -25,6 +25,9 @@ from .grpc_health import Health
 from .grpc_server import GrpcServer, Methods
 from .http import Cancel, Connection, Peers, Reply, error_response
 from .metrics import CONTENT_TYPE, Metrics
+from .oip import Oip
+from .oip_grpc import OipGrpc
+from .oip_rest import OipRest
 from .request_log import RequestLog, Sampling
 from .rest import VERSION_HEADER
 from .settings import BatchingTable, ModelBatching, ModelTable
@@ -101,6 +104,9 @@ class Server:
         if self.request_log is not None:
             self.calls.observers.append(self.request_log.observe)
         self._tfs = TfsRest(self.calls, self.peers)
+        protocol = Oip(self.calls, self.reconciler, self.unready)
+        self._oip = OipRest(protocol, self.peers)
+        self._oip_grpc = OipGrpc(protocol)
         self._apply(config)
 
     def reconfigure(self, config: Config) -> None:
@@ -157,6 +163,8 @@ class Server:
         path = request.target.split(b"?", 1)[0]
         if path not in OPEN_PAGES:
             request.admin = self.access.admit(request.headers.get(b"authorization", b""))
+        if path == b"/v2" or path.startswith(b"/v2/"):
+            return self._oip.handle(request, reply)
         route = parse_path(request.target)
         if route is not None:
             return self._tfs.handle(route, request, reply)
@@ -172,7 +180,11 @@ class Server:
 
     def grpc(self) -> GrpcServer:
         """The gRPC side of the server."""
-        codecs = [TfsGrpc(self.calls, self.peers).methods(), tfs_reload.methods(self)]
+        codecs = [
+            self._oip_grpc.methods(),
+            TfsGrpc(self.calls, self.peers).methods(),
+            tfs_reload.methods(self),
+        ]
         services = {name.partition("/")[0] for c in codecs for name in (*c.unary, *c.streams)}
         health = Health(self.reconciler.models, self.unready, lambda: self.draining, services)
         codecs.append(health.methods())

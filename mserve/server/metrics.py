@@ -6,6 +6,7 @@ so their number is bounded; the series of a version end soon after it.
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -49,8 +50,15 @@ class Histogram:
 
 @dataclass(slots=True)
 class Counts:
-    """The requests of one series: answers by code, and where the time of the good ones went."""
+    """The requests of one series: answers by code, and where the time of the good ones went.
 
+    `failures` and `failed_ns` count the others; `last_ms` is when the last one was
+    answered, in milliseconds since 1970.
+    """
+
+    failures: int = 0
+    failed_ns: int = 0
+    last_ms: int = 0
     codes: dict[str, int] = field(default_factory=dict)
     total: Histogram = field(default_factory=Histogram)
     phases: tuple[Histogram, ...] = field(default_factory=lambda: tuple(Histogram() for _ in PHASES))
@@ -73,8 +81,12 @@ class Metrics:
             counts = self.series[key] = Counts()
         code = call.code(error)
         counts.codes[code] = counts.codes.get(code, 0) + 1
-        if error is None:
-            start = call.context.start_ns
+        counts.last_ms = int(time.time() * 1000)
+        start = call.context.start_ns
+        if error is not None:
+            counts.failures += 1
+            counts.failed_ns += now_ns - start
+        else:
             counts.total.observe(now_ns - start)
             entry = call.entries[-1]
             times = (start, call.parsed_ns, entry.started_ns, entry.ended_ns, now_ns)

@@ -204,7 +204,7 @@ class OnExamples(TfsCall):
     def classes(self, results: Sequence[Sequence[Array]], index: int = 0) -> Any:
         """A query's outputs as a ClassificationResult."""
         named, result = self.named(results, index), message(f"{_PACKAGE}ClassificationResult")()
-        labels, scores = tfs_methods.classes(self.servable, self.signature_of(index), named)
+        labels, scores = tfs_methods.classes(self.servable, self.queried[index].signature, named)
         for words, row in zip(labels, scores.tolist(), strict=True):
             classes = result.classifications.add().classes
             for label, score in zip(words, row, strict=True):

@@ -81,9 +81,7 @@ def _unfit(what: str, servable: Servable, method: str) -> RequestError:
     )
 
 
-def classes(
-    servable: Servable, signature: Signature, outputs: Mapping[str, Array]
-) -> tuple[list[Sequence[str]], Array]:
+def classes(servable: Servable, name: str, outputs: Mapping[str, Array]) -> tuple[list[Sequence[str]], Array]:
     """Labels and scores of a classify call: a list of labels for each row, and scores [rows, classes].
 
     Without a `classes` output the labels are the lines of the scores' label file, or "".
@@ -91,14 +89,14 @@ def classes(
     """
     import numpy as np
 
-    found = fit(signature, "classify") or Fit("")
+    found = fit(servable.signatures[name], "classify") or Fit("")
     texts = _matrix(found.classes, outputs[found.classes]) if found.classes else None
     if not found.values:
         assert texts is not None
         return texts.tolist(), np.zeros(texts.shape, np.float32)
     scores = _matrix(found.values, outputs[found.values])
     if texts is None:
-        known = servable.labels.get(signature.outputs[found.values].labels, ())
+        known = servable.labels(name, found.values)
         width = scores.shape[1]
         return [(*known[:width], *[""] * (width - len(known)))] * len(scores), scores
     if texts.shape != scores.shape:

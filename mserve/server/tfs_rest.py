@@ -176,8 +176,7 @@ class Classify(OnExamples):
     method = "classify"
 
     def encode(self, results: Sequence[Sequence[Array]]) -> Response:
-        signature = self.servable.signatures[self.signature]
-        labels, scores = tfs_methods.classes(self.servable, signature, self.named(results[0]))
+        labels, scores = tfs_methods.classes(self.servable, self.signature, self.named(results[0]))
         return self.respond(tfs_json.encode_classes(labels, scores, strict=self.strict))
 
 

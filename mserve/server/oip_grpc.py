@@ -1,0 +1,211 @@
+"""The Open Inference Protocol's gRPC service, as a codec over the Front.
+
+ModelStreamInfer answers in the order of the requests, with an error of its own for each
+that fails; as many requests are under way at once as on a connection of HTTP, so that they
+can share batches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from ..errors import MserveError, Unimplemented
+from ..front import Query
+from ..tensors import Array
+from ..wire import oip_proto
+from ..wire.messages import message, methods
+from . import oip
+from .calls import Call, Context, as_error
+from .grpc_server import Methods, Rpc, RpcReply, Unary
+from .http import PIPELINE_MAX, Cancel
+from .oip import Oip
+
+SERVICE = "inference.GRPCInferenceService/"
+# Every answer of a stream is its request's last one; clients of decoupled models look for the mark.
+_FINAL = "triton_final_response"
+_ABSENT = ("TraceSetting", "LogSettings", "SystemSharedMemoryRegister", "CudaSharedMemoryRegister")
+
+
+class Infer(Call):
+    """ModelInfer. The reply is a ModelInferResponse or an error."""
+
+    protocol = "oip-grpc"
+
+    def __init__(self, body: bytes, context: Context, reply: Callable[[Any], None]) -> None:
+        super().__init__(context, reply)
+        self._body = body
+        self.id = ""
+
+    def parse(self) -> None:
+        asked = oip_proto.decode("ModelInferRequest", self._body)
+        self.model, self.id = asked.model_name, asked.id
+        self.version, self.label = oip.version_of(asked.model_version)
+        self._message = oip_proto.request(asked)
+        oip.prepare(self, self._message)
+
+    def queries(self) -> Sequence[Query]:
+        return (oip.query(self._message, self.servable),)
+
+    def encode(self, results: Sequence[Sequence[Array]]) -> Any:
+        outputs = oip.outputs(self._message, self.servable, self.signature, results[0])
+        return oip_proto.response(self.model, str(self.servable.version), self._message.id, outputs)
+
+    def refuse(self, error: MserveError) -> MserveError:
+        return error
+
+    def code(self, error: MserveError | None) -> str:
+        return error.grpc_status if error else "OK"
+
+
+class OipGrpc:
+    """Answers the calls of GRPCInferenceService."""
+
+    def __init__(self, protocol: Oip) -> None:
+        self._oip = protocol
+        self._calls = protocol.calls
+
+    def methods(self) -> Methods:
+        """The service's handlers by full method name."""
+        unary: dict[str, Unary] = {
+            name: partial(self._page, name, page) for name, page in self._pages().items()
+        }
+        unary |= {"ModelInfer": self._infer}
+        unary |= {"RepositoryModelLoad": self._load, "RepositoryModelUnload": self._unload}
+        unary |= dict.fromkeys(_ABSENT, _absent)
+        streams = {"ModelStreamInfer": self._stream}
+        return Methods(
+            {SERVICE + n: h for n, h in unary.items()}, {SERVICE + n: h for n, h in streams.items()}
+        )
+
+    def _pages(self) -> Mapping[str, Callable[[Any], Mapping[str, Any]]]:
+        """What answers at once: from the request's message, the answer's fields."""
+        protocol = self._oip
+        return {
+            "ServerLive": lambda _: {"live": True},
+            "ServerReady": lambda _: {"ready": not protocol.unready()},
+            "ServerMetadata": lambda _: protocol.server(),
+            "ModelReady": lambda m: {"ready": protocol.why_unready(m.name, m.version) is None},
+            "ModelMetadata": lambda m: protocol.metadata(m.name, m.version),
+            "ModelConfig": lambda m: {"config": protocol.config(m.name, m.version)},
+            "ModelStatistics": lambda m: protocol.statistics(m.name, m.version),
+            "RepositoryIndex": lambda m: {"models": protocol.index(ready=m.ready)},
+            "SystemSharedMemoryStatus": lambda _: {},
+            "CudaSharedMemoryStatus": lambda _: {},
+            "SystemSharedMemoryUnregister": lambda _: {},
+            "CudaSharedMemoryUnregister": lambda _: {},
+        }
+
+    def _page(self, name: str, page: Callable[[Any], Mapping[str, Any]], rpc: Rpc, reply: RpcReply) -> None:
+        asked, answer = _types(name)
+        reply(oip_proto.encode(answer, page(_decode(asked, rpc))))
+
+    def _infer(self, rpc: Rpc, reply: RpcReply) -> Cancel:
+        def answer(result: Any) -> None:
+            reply(result if isinstance(result, MserveError) else bytes(result.SerializeToString()))
+
+        return self._calls.begin(Infer(rpc.message, rpc.context, answer), len(rpc.message))
+
+    def _load(self, rpc: Rpc, reply: RpcReply) -> None:
+        asked = _decode("RepositoryModelLoadRequest", rpc)
+        parameters = oip_proto.parameters(asked.parameters)
+        self._calls.spawn(_administer(self._oip.load(asked.model_name, parameters, rpc.context), reply))
+
+    def _unload(self, rpc: Rpc, reply: RpcReply) -> None:
+        asked = _decode("RepositoryModelUnloadRequest", rpc)
+        self._calls.spawn(_administer(self._oip.unload(asked.model_name, rpc.context), reply))
+
+    async def _stream(self, messages: AsyncIterator[bytes], rpc: Rpc) -> AsyncIterator[bytes]:
+        answers: asyncio.Queue[_Asked | None] = asyncio.Queue(PIPELINE_MAX)
+        reader = asyncio.get_running_loop().create_task(self._read(messages, rpc.context, answers))
+        asked: _Asked | None = None
+        try:
+            while (asked := await answers.get()) is not None:
+                yield _streamed(asked.call.id, await asked.answer)
+            await reader
+        finally:
+            reader.cancel()
+            while asked is not None:  # the client has left: so does what it asked for
+                asked.cancel()
+                asked = answers.get_nowait() if not answers.empty() else None
+
+    async def _read(
+        self, messages: AsyncIterator[bytes], context: Context, answers: asyncio.Queue[_Asked | None]
+    ) -> None:
+        """Begin the call of each message; wait while the window is full."""
+        try:
+            async for body in messages:
+                asked = self._ask(body, context)
+                try:
+                    await answers.put(asked)
+                except asyncio.CancelledError:
+                    asked.cancel()
+                    raise
+        finally:
+            await answers.put(None)
+
+    def _ask(self, body: bytes, stream: Context) -> _Asked:
+        now = time.monotonic_ns()
+        timeout = max(1, stream.start_ns + stream.timeout_ns - now) if stream.timeout_ns else 0
+        context = Context(now, timeout, stream.request_id, stream.traceparent, stream.admin)
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        call = Infer(body, context, partial(_settle, answer))
+        return _Asked(call, answer, self._calls.begin(call, len(body)))
+
+
+class _Asked:
+    """A request of a stream on its way."""
+
+    def __init__(self, call: Infer, answer: asyncio.Future[Any], cancel: Cancel) -> None:
+        self.call = call
+        self.answer = answer
+        self.cancel = cancel
+
+
+def _settle(answer: asyncio.Future[Any], result: Any) -> None:
+    if not answer.done():
+        answer.set_result(result)
+
+
+def _streamed(request_id: str, result: Any) -> bytes:
+    """One message of a stream's answer; an error comes with the id of its request."""
+    answer = message("inference.ModelStreamInferResponse")()
+    if isinstance(result, MserveError):
+        answer.error_message = str(result)
+        answer.infer_response.id = request_id
+    else:
+        answer.infer_response.CopyFrom(result)
+    answer.infer_response.parameters[_FINAL].bool_param = True
+    return bytes(answer.SerializeToString())
+
+
+async def _administer(work: Coroutine[Any, Any, None], reply: RpcReply) -> None:
+    try:
+        await work
+    except Exception as error:
+        reply(as_error(error, "an administrative call"))
+    else:
+        reply(b"")
+
+
+def _decode(name: str, rpc: Rpc) -> Any:
+    """A call's message. Raises RequestError; Unimplemented where it names a repository."""
+    asked = oip_proto.decode(name, rpc.message)
+    if getattr(asked, "repository_name", ""):
+        raise Unimplemented(
+            "this server has one repository, without a name", found=asked.repository_name[:60]
+        )
+    return asked
+
+
+def _absent(rpc: Rpc, reply: RpcReply) -> None:
+    raise Unimplemented("this server does not have this part of Triton's API", where=rpc.method)
+
+
+def _types(name: str) -> tuple[str, str]:
+    """The names of a method's messages."""
+    method = methods(SERVICE.rstrip("/"))[name]
+    return method.input_type.name, method.output_type.name
