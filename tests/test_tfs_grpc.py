@@ -12,7 +12,7 @@ import grpc
 import numpy as np
 import pytest
 from server_tools import Running, serving
-from tfs_models import KINDS, NAMES, echo, expected_value, export_flowers
+from tfs_models import KINDS, NAMES, SHORT_KINDS, echo, expected_value, export_flowers
 
 import mserve
 from mserve.tensors import DTYPES
@@ -34,10 +34,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     export_flowers(root / "models" / "flowers", version=1)
     export_flowers(root / "models" / "flowers", version=2, factor=10)
     mserve.export(echo(), root / "models" / "echo")
+    mserve.export(echo(SHORT_KINDS), root / "models" / "short")
     config = root / "mserve.toml"
     config.write_text(
         '[models.flowers]\nbase_path = "models/flowers"\nversions = "all"\n'
         'labels = { stable = 1, canary = 2, gone = 7 }\n[models.echo]\nbase_path = "models/echo"\n'
+        '[models.short]\nbase_path = "models/short"\n'
     )
     with serving(f"--config={config}", root / "log") as running:
         running.wait_until(lambda: running.get("/v1/models/flowers/versions/1/metadata").status == 200)
@@ -278,6 +280,14 @@ def test_every_dtype_there_and_back(channel: grpc.Channel, kind: str) -> None:
     found = to_arrays(answer.outputs, 1 << 20)[f"out_{kind}"]
     assert found.dtype == values[kind].dtype
     assert found.tolist() == values[kind].tolist()
+
+
+def test_short_floats_there_and_back(channel: grpc.Channel) -> None:
+    values = {k: np.array([[0.5, -2], [1, 0]], DTYPES[k].to_numpy()) for k in SHORT_KINDS}
+    answer = ask(channel, "Predict", predict(spec("short"), **{f"in_{k}": v for k, v in values.items()}))
+    found = to_arrays(answer.outputs, 1 << 20)
+    for kind, value in values.items():
+        assert found[f"out_{kind}"].tobytes() == value.tobytes()
 
 
 def test_a_large_tensor(channel: grpc.Channel) -> None:

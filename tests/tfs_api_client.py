@@ -27,7 +27,7 @@ from tensorflow_serving.apis import (
 )
 
 A, B = np.array([1, 0], np.float32), np.array([[2, 3], [1, 1]], np.float32)
-KINDS = "float16 bfloat16 float32 float64 int8 int16 int32 int64 uint8 uint32 uint64 bool string".split()
+KINDS = "float16 float32 float64 int8 int16 int32 int64 uint8 uint32 uint64 bool string".split()
 
 
 def predict_request(model: str, inputs: dict[str, Any]) -> Any:
@@ -51,10 +51,7 @@ def check_predict(service: Any) -> None:
 
 def check_dtypes(service: Any) -> None:
     words = np.array([["ä".encode(), b""], [b"x", b"y"]], object)
-    values = {
-        k: words if k == "string" else np.array([[0, 1], [1, 0]], tf.as_dtype(k).as_numpy_dtype)
-        for k in KINDS
-    }
+    values = {k: words if k == "string" else np.array([[0, 1], [1, 0]]).astype(k) for k in KINDS}
     answer = service.Predict(predict_request("echo", {f"in_{k}": v for k, v in values.items()}), 30)
     for kind, value in values.items():
         found = tf.make_ndarray(answer.outputs[f"out_{kind}"])
