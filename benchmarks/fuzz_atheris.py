@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing of what reads a bundle's bytes and a request's body.
+"""Coverage-guided fuzzing of what reads a bundle's bytes, and requests as JSON and as protobuf.
 
     pip install atheris
     python benchmarks/fuzz_atheris.py -max_total_time=1800 -rss_limit_mb=1000 -timeout=10
@@ -21,8 +21,9 @@ with atheris.instrument_imports(include=["mserve"]):
     from mserve.format.metagraph import content_digest, parse
     from mserve.format.prune import Parts
     from mserve.tensors import Signature, TensorSpec
-    from mserve.wire import oip_json, protobuf, tfs_json
+    from mserve.wire import oip_json, protobuf, tfs_examples, tfs_json, tfs_proto
 
+LIMIT = 1 << 20
 TRAILER = b"\x72\x51\x0a\x0dmserve.sha256\x12\x40"
 PORTS = {"x": TensorSpec("x", "float32", ("batch", 2)), "s": TensorSpec("s", "string", ("batch",))}
 SIGNATURE = Signature("predict", PORTS, PORTS, 0)
@@ -53,12 +54,37 @@ def read_infer_request(body: bytes) -> None:
     message.arrays(SIGNATURE)
 
 
-READERS = (read_meta, read_request, read_infer_request)
+def read_examples(body: bytes) -> None:
+    tfs_examples.to_inputs(*tfs_examples.of_body(tfs_json.parse(body)), SIGNATURE, LIMIT)
+
+
+def read_predict_request(body: bytes) -> None:
+    request = tfs_proto.read("tensorflow.serving.PredictRequest", body)
+    arrays = tfs_proto.to_arrays(request.inputs, LIMIT)
+    assert sum(array.nbytes for array in arrays.values()) <= LIMIT
+    for array in arrays.values():
+        tfs_proto.from_array(array)
+
+
+def read_input(body: bytes) -> None:
+    examples = tfs_proto.examples_of(tfs_proto.read("tensorflow.serving.Input", body))
+    tfs_examples.to_inputs(*examples, SIGNATURE, LIMIT)
+
+
+READERS = (
+    read_meta,
+    read_request,
+    read_infer_request,
+    read_examples,
+    read_predict_request,
+    read_input,
+)
 
 
 def one_input(data: bytes) -> None:
-    with suppress(MserveError, protobuf.Malformed):
-        READERS[(data or b"\0")[0] % len(READERS)](data[1:])
+    reader = READERS[data[0] % len(READERS)] if data else read_request
+    with suppress(MserveError, *((protobuf.Malformed,) if reader is read_meta else ())):
+        reader(data[1:])
 
 
 if __name__ == "__main__":

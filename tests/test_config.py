@@ -36,6 +36,7 @@ poll = 0.5
 grace = 5
 prefetch = true
 admin = true
+strict_json = true
 
 [models.ranker]
 base_path = "models/ranker"

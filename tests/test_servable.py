@@ -13,7 +13,7 @@ from builders import FLOAT, floats, model
 from onnx import ModelProto, TensorProto, helper
 
 import mserve
-from mserve.errors import ExecutionFailed, NotFound, RequestError
+from mserve.errors import ExecutionFailed, ModelRefused, NotFound, RequestError
 from mserve.exporters.signatures import PROBE_ROWS
 from mserve.loader.servable import NEXT, Servable, State
 
@@ -311,3 +311,28 @@ def test_short_floats_beside_text(tmp_path: Path) -> None:
     x = np.array([0.5, -2], helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16))
     answer = servable.run({"x": x, "s": np.array(["a", "é"])})
     assert (answer["y"].tolist(), answer["t"].tolist()) == ([0.5, -2.0], ["a", "é"])
+
+
+@pytest.mark.parametrize("name", ["nope.txt", "../export.meta", "/etc/passwd", "../../../secret"])
+def test_a_label_file_is_an_asset_of_the_bundle_or_the_bundle_is_refused(version: Path, name: str) -> None:
+    """A name from a bundle leads nowhere but to the bundle's own assets."""
+
+    def label(signatures: Any) -> Any:
+        signatures["serving_default"]["outputs"]["y"]["labels"] = name
+        return signatures
+
+    builders.reseal(version, lambda proto: builders.set_json(proto, "mserve.signatures", label))
+    with pytest.raises(ModelRefused, match="label file that is no asset"):
+        mserve.load(version)
+
+
+def test_label_files_are_read_when_a_version_is_loaded(version: Path) -> None:
+    def label(signatures: Any) -> Any:
+        signatures["serving_default"]["outputs"]["y"]["labels"] = "words.txt"
+        return signatures
+
+    builders.reseal(version, lambda proto: builders.set_json(proto, "mserve.signatures", label))
+    assert mserve.load(version).labels("serving_default", "y") == ["zero", "one"]
+    builders.overwrite(version / "assets" / "words.txt", b"\xff\xffro\none\n")
+    with pytest.raises(ModelRefused, match="a label file cannot be read"):
+        mserve.load(version)

@@ -44,6 +44,9 @@ def command(
     admin: Annotated[
         bool, typer.Option("--admin", help="Let clients load and unload models, and reload this.")
     ] = False,
+    strict_json: Annotated[
+        bool, typer.Option("--strict-json", help="Neither take nor answer NaN and Infinity in JSON.")
+    ] = False,
     log_level: Annotated[str | None, _flag("debug, info, warning or error.", "info")] = None,
     log_format: Annotated[str | None, _flag("text or json.", "text")] = None,
     print_config: Annotated[
@@ -70,6 +73,7 @@ def command(
         "server.poll": poll,
         "server.prefetch": prefetch or None,
         "server.admin": admin or None,
+        "server.strict_json": strict_json or None,
         "batching.max_batch": max_batch,
         "batching.delay_ms": batch_delay,
         "batching.max_queue": max_queue,

@@ -178,9 +178,10 @@ class Reconciler:
         """Give a model another configuration; versions of another base path serve until a new one does."""
         old, model.config = model.config, config
         model.wanted, model.leaving = True, False
+        model.problem = UNSEEN
         if old.base != config.base:
             model.retired += [s for s in model.slots.values() if s.state is State.AVAILABLE]
-            model.slots, model.problem = {}, UNSEEN
+            model.slots = {}
         if DEFAULT_LABEL in config.labels and DEFAULT_LABEL not in old.labels and model.default:
             # What answers now goes on until the label's version can.
             model.labels = {**model.labels, DEFAULT_LABEL: model.default.version}

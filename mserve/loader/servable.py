@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from ..errors import BundleIncomplete, ExecutionFailed, ModelRefused, MserveError, NotFound
+from ..errors import BundleIncomplete, ExecutionFailed, InputError, ModelRefused, MserveError, NotFound
 from ..examples import generate
 from ..files import read_text
 from ..format import Bundle, open_bundle
@@ -49,7 +49,6 @@ NEXT: dict[State, frozenset[State]] = {
     State.ENDED: frozenset(),
 }
 
-ASSETS = "assets"
 LABELS_BYTES_MAX = 16 << 20
 
 # Upper bounds of the batch-size histogram, in rows.
@@ -122,7 +121,7 @@ class Servable:
         self.stats = Stats()
         self.private_memory = all(s.private for s in sessions.values())
         self._lock: Lock | None = None
-        self._labels: dict[str, Sequence[str]] = {}
+        self._labels: Mapping[str, Sequence[str]] = {}
         self._sessions = sessions
         self._plans = {
             name: ([s.name for s in sig.outputs.values()], tuple(sig.outputs))
@@ -191,17 +190,23 @@ class Servable:
         return {alias: x[:1] for alias, x in golden.inputs.items()}
 
     def labels(self, signature: str, output: str) -> Sequence[str]:
-        """What the entries of an output's last axis are called: the lines of its labels asset, if it has one.
+        """What the entries of an output's last axis are called: the lines of its labels asset, if any."""
+        return self._labels.get(self.signatures[signature].outputs[output].labels, [])
 
-        Raises InputError for an asset that is no text of a bearable size.
-        """
-        asset = self.signatures[signature].outputs[output].labels
-        if asset not in self._labels:
-            lines = (
-                read_text(self.bundle.path / ASSETS / asset, LABELS_BYTES_MAX).splitlines() if asset else []
-            )
-            self._labels[asset] = lines
-        return self._labels[asset]
+    def read_labels(self) -> None:
+        """Read the label files of all outputs. Raises ModelRefused for one that is no asset, or no text."""
+        ports = [spec for signature in self.signatures.values() for spec in signature.outputs.values()]
+        assets = {record.name: record for record in self.bundle.metagraph.assets}
+        lines: dict[str, Sequence[str]] = {}
+        for name in {spec.labels for spec in ports if spec.labels}:
+            where, record = self.bundle.path, assets.get(f"assets/{name}")
+            if record is None:
+                raise ModelRefused("an output names a label file that is no asset", where=where, found=name)
+            try:
+                lines[name] = read_text(self.bundle.file(record), LABELS_BYTES_MAX).splitlines()
+            except InputError as error:
+                raise ModelRefused("a label file cannot be read", where=where, found=error) from error
+        self._labels = lines
 
     def close(self) -> None:
         """Free the session and its memory; nothing may be in flight."""
@@ -234,5 +239,6 @@ def load(path: str | os.PathLike[str], *, prefetch: bool = False) -> Servable:
         golden = unpack(bundle.file(bundle.metagraph.golden), bundle.metagraph.signatures)
     servable = Servable(bundle, sessions, golden)
     servable.hold(lock)
+    servable.read_labels()
     servable.warm_up()
     return servable

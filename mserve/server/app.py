@@ -17,10 +17,11 @@ from ..loader.reconciler import Reconciler
 from ..loader.servable import Batching, load
 from ..runtime.ort import cpu_budget
 from ..wire.http1 import TEXT, Request, Response, json_response
-from . import logs
+from . import logs, tfs_reload
 from .access import Access
 from .calls import Calls, as_error
 from .config import Config
+from .grpc_health import Health
 from .grpc_server import GrpcServer, Methods
 from .http import Cancel, Connection, Peers, Reply, error_response
 from .metrics import CONTENT_TYPE, Metrics
@@ -30,6 +31,7 @@ from .oip_rest import OipRest
 from .request_log import RequestLog, Sampling
 from .rest import VERSION_HEADER
 from .settings import BatchingTable, ModelBatching, ModelTable
+from .tfs_grpc import TfsGrpc
 from .tfs_rest import TfsRest, parse_path
 
 log = logging.getLogger("mserve")
@@ -122,6 +124,7 @@ class Server:
         """Take the limits of a configuration."""
         limits = config.limits
         self.executor.batcher.limits = _limits(config.batching)
+        self._tfs.strict = config.server.strict_json
         self.front.timeout_ns = int(limits.timeout * 1e9)
         self.peers.buffered_max = limits.buffered
         self.peers.connections_max = limits.connections
@@ -177,11 +180,18 @@ class Server:
 
     def grpc(self) -> GrpcServer:
         """The gRPC side of the server."""
-        codecs = (self._oip_grpc.methods(),)
-        unary = {name: handler for codec in codecs for name, handler in codec.unary.items()}
-        streams = {name: handler for codec in codecs for name, handler in codec.streams.items()}
-        methods = Methods(unary, streams)
-        return GrpcServer(methods, self.admit_rpc, self.peers.body_max, access_log=self.access_log)
+        codecs = [
+            self._oip_grpc.methods(),
+            TfsGrpc(self.calls, self.peers).methods(),
+            tfs_reload.methods(self),
+        ]
+        services = {name.partition("/")[0] for c in codecs for name in (*c.unary, *c.streams)}
+        health = Health(self.reconciler.models, self.unready, lambda: self.draining, services)
+        codecs.append(health.methods())
+        unary = {name: handler for c in codecs for name, handler in c.unary.items()}
+        streams = {name: handler for c in codecs for name, handler in c.streams.items()}
+        methods, limit = Methods(unary, streams), self.peers.body_max
+        return GrpcServer(methods, self.admit_rpc, limit, access_log=self.access_log)
 
     def admit_rpc(self, method: str, metadata: Mapping[str, str | bytes]) -> bool:
         """Whether a call may be administrative. Raises Unauthenticated where it may not be made at all."""

@@ -22,6 +22,9 @@ from .http import Cancel
 log = logging.getLogger("mserve")
 
 STREAMS_MAX = 1000
+# Bytes of an error's text. It may repeat what a client sent, and goes out as a header, in which a
+# byte may take three; clients refuse headers over 8 KiB.
+DETAILS_MAX = 2000
 
 
 @dataclass(slots=True)
@@ -188,4 +191,5 @@ async def _abort(grpc_context: Any, error: MserveError) -> None:
 
     retry = getattr(error, "retry_after_s", 0)
     trailers = (*(grpc_context.trailing_metadata() or ()), *((("retry-after", str(retry)),) if retry else ()))
-    await grpc_context.abort(getattr(grpc.StatusCode, error.grpc_status), str(error), trailers)
+    text = str(error).encode(errors="replace")[:DETAILS_MAX].decode(errors="ignore")
+    await grpc_context.abort(getattr(grpc.StatusCode, error.grpc_status), text, trailers)

@@ -19,7 +19,15 @@ from dataclasses import dataclass, field
 
 import httptools
 
-from ..errors import HeadersTooLarge, MserveError, Overloaded, PayloadTooLarge, RequestError, Unavailable
+from ..errors import (
+    HeadersTooLarge,
+    MethodNotAllowed,
+    MserveError,
+    Overloaded,
+    PayloadTooLarge,
+    RequestError,
+    Unavailable,
+)
 from ..wire.http1 import Request, Response, json_response
 
 log = logging.getLogger("mserve")
@@ -71,6 +79,8 @@ def error_response(error: MserveError) -> Response:
     headers: tuple[tuple[str, str], ...] = ()
     if isinstance(error, RequestError) and error.retry_after_s:
         headers = (("Retry-After", str(error.retry_after_s)),)
+    if isinstance(error, MethodNotAllowed):
+        headers = (("Allow", error.expected),)
     return json_response({"error": str(error)}, error.http_status, headers)
 
 

@@ -212,6 +212,9 @@ class ServerTable:
         restart=True,
     )
     admin: bool = _key(False, _TRUTH, "load, unload and reload over the network", flag="--admin")
+    strict_json: bool = _key(
+        False, _TRUTH, "neither take nor answer NaN and Infinity in JSON", flag="--strict-json"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from typing import Any
 
 from ..errors import RequestError
 from ..tensors import DTYPES, Array, Signature, TensorSpec, check_names, dtype_of, show_shape
-from .tfs_json import MAX_DEPTH, to_array
+from .json_values import MAX_DEPTH, to_array
 
 # Our dtypes by the protocol's names. What is absent (eight-bit floats, four-bit integers)
 # has no name there.

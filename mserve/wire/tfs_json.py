@@ -8,42 +8,45 @@ the sizes of axis 0 need not agree. `{"b64": "..."}` stands for a string's bytes
 Behaviour follows https://www.tensorflow.org/tfx/serving/api_rest, with defects mended:
 numbers out of an integer dtype's range are refused instead of wrapped, unknown names are
 refused in both forms, and text behind the JSON value is refused. NaN and Infinity, which
-JSON lacks and clients of TensorFlow Serving send and expect, are read and written.
+JSON lacks and clients of TensorFlow Serving send and expect, are read and written unless
+the server is strict. A request may also name the outputs that it wants, in the list `outputs`.
+Outputs whose alias ends in `_bytes` are answered as `{"b64": "..."}`.
 """
 
 from __future__ import annotations
 
-import binascii
 import json
-from base64 import b64decode
-from collections.abc import Mapping
-from itertools import chain
+from base64 import b64encode
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import orjson
 
-from ..errors import RequestError
-from ..tensors import DTYPES, Array, Signature, TensorSpec, check_names, show_shape
+from ..errors import ExecutionFailed, RequestError
+from ..tensors import Array, Signature, check_names, show_shape
+from .json_values import is_b64, kind, to_array
 
-MAX_DEPTH = 64
+BYTES = "_bytes"
+_CHECK = "check what is sent"
 
 
-def parse(body: bytes | bytearray) -> dict[str, Any]:
+def parse(body: bytes | bytearray, *, strict: bool = False) -> dict[str, Any]:
     """A request body as an object. Raises RequestError with the byte where it stops being JSON."""
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        value = _parse_lenient(body, error)
+        value = _parse_lenient(body, error, strict)
     if not isinstance(value, dict):
         raise RequestError(
-            "the request is not a JSON object", expected='{"instances": [...]}', found=_kind(value)
+            "the request is not a JSON object", expected='{"instances": [...]}', found=kind(value)
         )
     return value
 
 
-def _parse_lenient(body: bytes | bytearray, error: orjson.JSONDecodeError) -> Any:
+def _parse_lenient(body: bytes | bytearray, error: orjson.JSONDecodeError, strict: bool) -> Any:
     """JSON with bare NaN, Infinity and -Infinity; anything else keeps the strict reader's complaint."""
-    if b"NaN" in body or b"Infinity" in body:
+    odd = b"NaN" in body or b"Infinity" in body
+    if odd and not strict:
         try:
             return json.loads(body)
         except (ValueError, RecursionError):
@@ -52,7 +55,9 @@ def _parse_lenient(body: bytes | bytearray, error: orjson.JSONDecodeError) -> An
         "the request is not valid JSON",
         where=f"byte {error.pos}",
         found=error.msg,
-        hint="check what is sent",
+        hint="this server is strict: NaN and Infinity are no JSON"
+        if odd and strict
+        else "check what is sent",
     ) from error
 
 
@@ -60,8 +65,37 @@ def signature_name(body: Mapping[str, Any]) -> str:
     """The `signature_name` of a request, "" if absent. Raises RequestError."""
     name = body.get("signature_name", "")
     if not isinstance(name, str):
-        raise RequestError("signature_name is not a string", found=_kind(name))
+        raise RequestError("signature_name is not a string", found=kind(name))
     return name
+
+
+def selected(body: Mapping[str, Any], signature: Signature) -> Sequence[str]:
+    """The outputs that a predict request wants, in its order; all of them where it does not say.
+
+    Raises RequestError.
+    """
+    names = body.get("outputs")
+    if names is None:
+        return list(signature.outputs)
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+        raise RequestError(
+            "the request's 'outputs' is not a list of names", expected=", ".join(signature.outputs)
+        )
+    return check_outputs(names, signature)
+
+
+def check_outputs(names: Sequence[str], signature: Signature) -> Sequence[str]:
+    """The names as they are, each once, all outputs of the signature. Raises RequestError."""
+    for index, name in enumerate(names):
+        if name not in signature.outputs:
+            known = ",".join(sorted(signature.outputs))
+            raise RequestError(
+                f"output tensor alias not found in signature: {name} "
+                f"Outputs expected to be in the set {{{known}}}."
+            )
+        if name in names[:index]:
+            raise RequestError(f"duplicate output tensor alias: {name}")
+    return names
 
 
 def inputs_of(body: Mapping[str, Any], signature: Signature) -> tuple[dict[str, Array], bool]:
@@ -79,25 +113,21 @@ def inputs_of(body: Mapping[str, Any], signature: Signature) -> tuple[dict[str, 
 
 def _from_rows(rows: Any, signature: Signature) -> dict[str, Array]:
     if not isinstance(rows, list):
-        raise RequestError("'instances' is not a list", found=_kind(rows))
-    named = bool(rows) and isinstance(rows[0], dict) and not _is_b64(rows[0])
+        raise RequestError("'instances' is not a list", found=kind(rows))
+    named = bool(rows) and isinstance(rows[0], dict) and not is_b64(rows[0])
     if not named and len(signature.inputs) != 1:
         raise RequestError(
             "a row is not an object",
             expected=f"an object with the inputs {', '.join(signature.inputs)}",
-            found=_kind(rows[0]) if rows else "no rows",
+            found=kind(rows[0]) if rows else "no rows",
         )
     if not named:
         alias, spec = next(iter(signature.inputs.items()))
         return {alias: to_array(rows, spec, alias)}
     for index, row in enumerate(rows):
         if not isinstance(row, dict):
-            raise RequestError(f"instance {index} is not an object as the first one is", found=_kind(row))
-        try:
-            check_names(signature, row)
-        except RequestError as error:
-            error.where = f"instance {index}"
-            raise
+            raise RequestError(f"instance {index} is not an object as the first one is", found=kind(row))
+        _check_names(signature, row, index)
         if row.keys() != rows[0].keys():
             raise RequestError(
                 f"instance {index} does not have the inputs of the first one",
@@ -108,127 +138,96 @@ def _from_rows(rows: Any, signature: Signature) -> dict[str, Array]:
     return {a: to_array([row[a] for row in rows], spec, a) for a, spec in given.items()}
 
 
+def _check_names(signature: Signature, given: Mapping[str, object], index: int | None = None) -> None:
+    """Refuse wrong inputs in the words that TensorFlow Serving's clients know, with our facts behind."""
+    try:
+        check_names(signature, given)
+    except RequestError as error:
+        lacks = [a for a, s in signature.inputs.items() if a not in given and s.default is None]
+        extra = [a for a in given if a not in signature.inputs]
+        if index is not None:
+            keys = f"JSON object keys must be equal to: {','.join(sorted(signature.inputs))}"
+            error.what = f"Failed to process element: {index} of 'instances' list. {keys}"
+            error.where = f"instance {index}"
+        elif lacks:
+            error.what = f"Missing named input: {lacks[0]} in 'inputs' object."
+        else:
+            error.what = f"JSON object: does not have named input: {extra[0][:200]}"
+        raise
+
+
 def _from_columns(columns: Any, signature: Signature) -> dict[str, Array]:
-    if isinstance(columns, dict) and not _is_b64(columns):
-        check_names(signature, columns)
+    if isinstance(columns, dict) and not is_b64(columns):
+        _check_names(signature, columns)
         return {a: to_array(columns[a], spec, a) for a, spec in signature.inputs.items() if a in columns}
     if len(signature.inputs) != 1:
         raise RequestError(
             "'inputs' is not an object",
             expected=f"an object with the inputs {', '.join(signature.inputs)}",
-            found=_kind(columns),
+            found=kind(columns),
         )
     alias, spec = next(iter(signature.inputs.items()))
     return {alias: to_array(columns, spec, alias)}
 
 
-def to_array(value: Any, spec: TensorSpec, alias: str) -> Array:
-    """A JSON value as an array of the input's dtype; its shape is what the value's nesting says.
-
-    Raises RequestError: ragged lists, values of another kind, integers out of range.
-    """
-    import numpy as np
-
-    leaves, shape = _flatten(value, alias)
-    if not leaves:
-        return np.empty(shape, DTYPES[spec.dtype].to_numpy())
-    if spec.dtype == "string":
-        array = np.empty(len(leaves), object)
-        array[:] = [_text(leaf, alias) for leaf in leaves]
-        return array.reshape(shape)
-    return _numbers(leaves, spec, alias).reshape(shape)
-
-
-def _flatten(value: Any, alias: str) -> tuple[list[Any], list[int]]:
-    """The leaves of nested lists in order, and their shape. Raises RequestError when they are ragged."""
-    level, shape = [value], list[int]()
-    while level and isinstance(level[0], list):
-        if len(shape) == MAX_DEPTH:
-            raise RequestError(
-                f"input {alias!r} is nested too deeply", expected=f"at most {MAX_DEPTH} levels"
-            )
-        if set(map(type, level)) != {list} or len(set(map(len, level))) != 1:
-            found = sorted({f"a list of {len(x)}" if isinstance(x, list) else _kind(x) for x in level})
-            raise RequestError(
-                f"input {alias!r} is ragged",
-                where=f"level {len(shape)} of the nesting",
-                expected=f"lists of {len(level[0])} everywhere",
-                found=" and ".join(found[:3]),
-            )
-        shape.append(len(level[0]))
-        level = list(chain.from_iterable(level))
-    return level, shape
-
-
-def _numbers(leaves: list[Any], spec: TensorSpec, alias: str) -> Array:
-    import numpy as np
-
-    target = DTYPES[spec.dtype].to_numpy()
-    kinds = set(map(type, leaves))
-    if target.kind == "b":
-        allowed: set[type] = {bool}
-    elif target.kind in "iu":
-        allowed = {int}
-    else:
-        allowed = {int, float}
-    if not kinds <= allowed:
-        wrong = next(leaf for leaf in leaves if type(leaf) not in allowed)
-        raise RequestError(
-            f"input {alias!r} has a value of the wrong kind", expected=spec.dtype, found=_show(wrong)
-        )
-    if target.kind in "iu":
-        limits = np.iinfo(target)
-        low, high = min(leaves), max(leaves)
-        if low < limits.min or high > limits.max:
-            raise RequestError(
-                f"input {alias!r} has a value out of range",
-                expected=f"{spec.dtype}: {limits.min} to {limits.max}",
-                found=low if low < limits.min else high,
-            )
-        return np.array(leaves, target)
-    with np.errstate(over="ignore"):
-        try:
-            return np.array(leaves, np.float64 if target.kind == "f" else target).astype(target)
-        except OverflowError as error:
-            raise RequestError(f"input {alias!r} has a number that no float holds") from error
-
-
-def _text(leaf: Any, alias: str) -> str:
-    if isinstance(leaf, str):
-        return leaf
-    if _is_b64(leaf):
-        try:
-            return b64decode(leaf["b64"], validate=True).decode()
-        except (binascii.Error, ValueError) as error:
-            raise RequestError(
-                f"input {alias!r} has a bad b64 value", expected="base64 of UTF-8 text", found=error
-            ) from error
-    raise RequestError(f"input {alias!r} has a value of the wrong kind", expected="string", found=_show(leaf))
-
-
-def _is_b64(value: Any) -> bool:
-    return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, dict | list):
-        return _kind(value)
-    return f"{json.dumps(value)[:60]} ({_kind(value)})"
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", type(None): "null", bool: "a boolean"}
-    return names.get(type(value), "a number")
-
-
-def encode(outputs: Mapping[str, Array], *, rows: bool) -> bytes:
+def encode(outputs: Mapping[str, Array], *, rows: bool, strict: bool = False) -> bytes:
     """The answer to a predict request, in the form it was asked in.
 
-    Raises RequestError when the outputs have no common row count and row form was asked for.
+    Raises RequestError when the outputs have no common row count and row form was asked
+    for; ExecutionFailed when a strict answer would hold NaN or Infinity.
     """
+    if strict:
+        _refuse_infinite(outputs)
+    plain = not any(alias.endswith(BYTES) for alias in outputs)
+    values = outputs if plain else {a: _as_bytes(x) if a.endswith(BYTES) else x for a, x in outputs.items()}
     if not rows:
-        return _columns("outputs", outputs, bare=len(outputs) == 1)
-    return _rows("predictions", outputs, bare=len(outputs) == 1)
+        return _columns("outputs", values, bare=len(outputs) == 1)
+    return _rows("predictions", values, bare=len(outputs) == 1)
+
+
+def encode_classes(labels: Sequence[Sequence[str]], scores: Array, *, strict: bool = False) -> bytes:
+    """The answer to a classify request: for each example its classes, as pairs of label and score."""
+    return _results(
+        {"scores": scores},
+        strict,
+        lambda rows: [
+            [list(pair) for pair in zip(words, row, strict=True)]
+            for words, row in zip(labels, rows, strict=True)
+        ],
+    )
+
+
+def encode_values(values: Array, *, strict: bool = False) -> bytes:
+    """The answer to a regress request: a value for each example."""
+    return _results({"outputs": values}, strict, lambda rows: rows)
+
+
+def _results(named: Mapping[str, Array], strict: bool, shape: Callable[[Any], Any]) -> bytes:
+    if strict:
+        _refuse_infinite(named)
+    array = next(iter(named.values()))
+    finite = _is_finite(array)
+    return _dump("results", shape(_plain(array, finite)), finite)
+
+
+def _refuse_infinite(outputs: Mapping[str, Array]) -> None:
+    for alias, array in outputs.items():
+        if not _is_finite(array):
+            raise ExecutionFailed(
+                f"output {alias!r} holds NaN or Infinity, which JSON lacks",
+                hint="ask over gRPC, or have the server started without --strict-json",
+            )
+
+
+def _as_bytes(array: Array) -> Array:
+    """Text as objects that hold its bytes in base64; other arrays as they are."""
+    import numpy as np
+
+    if array.dtype.kind != "O":
+        return array
+    wrapped = np.empty(array.size, object)
+    wrapped[:] = [{"b64": b64encode(text.encode()).decode()} for text in array.ravel()]
+    return wrapped.reshape(array.shape)
 
 
 def encode_inputs(inputs: Mapping[str, Array], *, rows: bool) -> bytes:

@@ -1,0 +1,119 @@
+"""JSON values as arrays of an input's dtype.
+
+Values are checked by type at the leaves, so `true` is not 1.0 and `"1.5"` is not 1.5.
+`{"b64": "..."}` stands for a text's bytes.
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+from base64 import b64decode
+from itertools import chain
+from typing import Any
+
+from ..errors import RequestError
+from ..tensors import DTYPES, Array, TensorSpec
+
+MAX_DEPTH = 64
+
+
+def to_array(value: Any, spec: TensorSpec, alias: str) -> Array:
+    """A JSON value as an array of the input's dtype; its shape is what the value's nesting says.
+
+    Raises RequestError: ragged lists, values of another kind, integers out of range.
+    """
+    import numpy as np
+
+    leaves, shape = _flatten(value, alias)
+    if not leaves:
+        return np.empty(shape, DTYPES[spec.dtype].to_numpy())
+    if spec.dtype == "string":
+        array = np.empty(len(leaves), object)
+        array[:] = [_text(leaf, alias) for leaf in leaves]
+        return array.reshape(shape)
+    return _numbers(leaves, spec, alias).reshape(shape)
+
+
+def _flatten(value: Any, alias: str) -> tuple[list[Any], list[int]]:
+    """The leaves of nested lists in order, and their shape. Raises RequestError when they are ragged."""
+    level, shape = [value], list[int]()
+    while level and isinstance(level[0], list):
+        if len(shape) == MAX_DEPTH:
+            raise RequestError(
+                f"input {alias!r} is nested too deeply", expected=f"at most {MAX_DEPTH} levels"
+            )
+        if set(map(type, level)) != {list} or len(set(map(len, level))) != 1:
+            found = sorted({f"a list of {len(x)}" if isinstance(x, list) else kind(x) for x in level})
+            raise RequestError(
+                f"input {alias!r} is ragged",
+                where=f"level {len(shape)} of the nesting",
+                expected=f"lists of {len(level[0])} everywhere",
+                found=" and ".join(found[:3]),
+            )
+        shape.append(len(level[0]))
+        level = list(chain.from_iterable(level))
+    return level, shape
+
+
+def _numbers(leaves: list[Any], spec: TensorSpec, alias: str) -> Array:
+    import numpy as np
+
+    target = DTYPES[spec.dtype].to_numpy()
+    kinds = set(map(type, leaves))
+    if target.kind == "b":
+        allowed: set[type] = {bool}
+    elif target.kind in "iu":
+        allowed = {int}
+    else:
+        allowed = {int, float}
+    if not kinds <= allowed:
+        wrong = next(leaf for leaf in leaves if type(leaf) not in allowed)
+        raise RequestError(
+            f"input {alias!r} has a value of the wrong kind", expected=spec.dtype, found=_show(wrong)
+        )
+    if target.kind in "iu":
+        limits = np.iinfo(target)
+        low, high = min(leaves), max(leaves)
+        if low < limits.min or high > limits.max:
+            raise RequestError(
+                f"input {alias!r} has a value out of range",
+                expected=f"{spec.dtype}: {limits.min} to {limits.max}",
+                found=low if low < limits.min else high,
+            )
+        return np.array(leaves, target)
+    with np.errstate(over="ignore"):
+        try:
+            return np.array(leaves, np.float64 if target.kind == "f" else target).astype(target)
+        except OverflowError as error:
+            raise RequestError(f"input {alias!r} has a number that no float holds") from error
+
+
+def _text(leaf: Any, alias: str) -> str:
+    if isinstance(leaf, str):
+        return leaf
+    if is_b64(leaf):
+        try:
+            return b64decode(leaf["b64"], validate=True).decode()
+        except (binascii.Error, ValueError) as error:
+            raise RequestError(
+                f"input {alias!r} has a bad b64 value", expected="base64 of UTF-8 text", found=error
+            ) from error
+    raise RequestError(f"input {alias!r} has a value of the wrong kind", expected="string", found=_show(leaf))
+
+
+def is_b64(value: Any) -> bool:
+    """Whether a value is text given by its bytes in base64."""
+    return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return kind(value)
+    return f"{json.dumps(value)[:60]} ({kind(value)})"
+
+
+def kind(value: Any) -> str:
+    """What a JSON value is, in words."""
+    names = {dict: "an object", list: "a list", str: "a string", type(None): "null", bool: "a boolean"}
+    return names.get(type(value), "a number")
