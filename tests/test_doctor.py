@@ -476,3 +476,14 @@ def test_a_problem_is_exit_1_and_rows_say_what_is_next(tmp_path: Path) -> None:
     assert row[0] == PROBLEM
     assert row[3].startswith("mkdir -p ")
     assert rows[-1][0].startswith("FAILED: ")
+
+
+def test_a_machine_on_which_no_heavy_library_can_be_imported_still_gets_its_report(tmp_path: Path) -> None:
+    heavy = ("numpy", "onnx", "onnxruntime", "h5py", "orjson", "grpc", "google", "uvloop", "httptools")
+    for name in heavy:
+        (tmp_path / f"{name}.py").write_text(f"raise ImportError('no {name}')")
+    path = os.pathsep.join([str(tmp_path), *(p for p in sys.path if p)])
+    done = run("doctor", "--json", env={"PYTHONPATH": path})
+    problems = [entry for entry in json.loads(done.stdout)["checks"] if entry["status"] == PROBLEM]
+    assert [entry["check"] for entry in problems] == ["engine"]
+    assert "no onnxruntime" in problems[0]["text"]

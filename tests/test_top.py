@@ -367,6 +367,29 @@ def test_rows_where_no_terminal_is(server: Running) -> None:
     assert rows[2] == ["server", "ready"]
 
 
+def test_rows_of_traffic(server: Running) -> None:
+    """One good request and one bad one: where each stands in the rows."""
+    with watching(server.url, "--interval", "0.2", stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        found: dict[tuple[str, str], list[str]] = {}
+        server_rows = 0
+        while len(found) < 4:
+            row = process.stdout.readline().decode().rstrip("\n").split("\t")
+            server_rows += row[0] == "server"
+            if server_rows == 1 and row[0] == "server":  # the first interval is over
+                assert server.predict("digits", {"instances": [[0.0] * 64]}).status == 200
+                assert server.predict("digits", b"{").status == 400
+            if row[0] in ("requests", "time"):
+                found[row[0], row[2]] = row[1:]
+    assert found["requests", "1"][:4] == ["digits", "1", "serving_default", "tfs-rest"]
+    assert found["requests", "1"][5] == "0.0"
+    assert all(float(cell.strip("<>")) > 0 for cell in found["requests", "1"][6:9])
+    assert found["requests", "-"][4] == found["requests", "-"][5] != "0.0"
+    assert found["time", "-"][4:8] == ["-"] * 4
+    assert found["time", "-"][8].startswith("400: ")
+    assert all(cell.endswith("%") for cell in found["time", "1"][4:8])
+
+
 def test_a_server_that_is_not_ready_says_why(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with serving(tmp_path / "empty", tmp_path / "log", ready=False) as running:
@@ -475,8 +498,8 @@ def test_the_live_view_ends_on_keys_and_leaves_the_terminal_as_it_was(
         body = {"instances": [[0.0] * 64]}
         while b"serving_default" not in screen.shown:
             assert server.predict("digits", body).status == 200
-            screen.wait_for("total in")
-        assert b"requests/s" in screen.shown
+            screen.wait_for("total: ")
+        assert b"req/s" in screen.shown
         assert screen.end(keys) == code
         assert termios.tcgetattr(screen.slave) == screen.settings
         assert b"Abort" not in screen.shown

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,7 @@ from . import _output
 
 if TYPE_CHECKING:
     from rich.console import Group
+    from rich.table import Table
 
     from ..server.rates import Quantile, Traffic, Version, View
     from ..server.remote import Remote
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
 Rows = list[tuple[object, ...]]
 Pause = Callable[[float], bool]
 
-VERSIONS = "model,version,labels,state,in flight,rows/batch,inline,busy,size,reason".split(",")
-REQUESTS = (
-    "model,version,signature,protocol,requests/s,errors/s,p50,p95,p99,parse/queue/compute/encode".split(",")
-)
+# Narrow enough for the 80 columns of a terminal, with names of usual length.
+VERSIONS = ("model", "ver", "labels", "state", "active", "rows/batch", "inline", "busy", "size", "reason")
+REQUESTS = ("model", "ver", "signature", "protocol", "req/s", "err/s", "p50 ms", "p95 ms", "p99 ms")
+TIME = ("model", "ver", "signature", "protocol", "parse", "queue", "compute", "encode", "errors")
+RARE = {"labels", "reason"}
 
 
 def command(
@@ -96,10 +98,9 @@ def _print(remote: Remote, interval: float, once: bool, as_json: bool) -> None:
             ready = {"ready": not look.unready, "reasons": look.unready}
             _output.emit_json("top", {"url": look.url, **ready, **look.view.to_json()}, indent=None)
         elif _output.on_terminal():
-            _output.line(_output.printable(f"{look.url}: {look.readiness()}"))
-            for _, columns, rows in _tables(look):
-                _output.table(columns, rows)
-            _output.line(_summary(look.view))
+            from rich.console import Console
+
+            Console().print(_screen(look))
         else:
             named = [(kind, *row) for kind, _, rows in _tables(look) for row in rows]
             total = _request_row(("", "", "", ""), look.view.total())
@@ -111,18 +112,18 @@ def _print(remote: Remote, interval: float, once: bool, as_json: bool) -> None:
 
 def _live(remote: Remote, interval: float) -> None:
     """One screen, drawn anew after each interval. A server that goes away may come back."""
-    from rich.console import Group
     from rich.live import Live
     from rich.text import Text
 
     first = remote.reading()  # what is wrong from the beginning is an error
-    note = Group(Text(f"{remote.url}: {len(first.versions)} versions; the first interval runs"))
-    with _keys() as pause, Live(note, screen=True, auto_refresh=False) as live:
+    begin = Text(f"{remote.url}: {len(first.versions)} versions; the first interval runs")
+    with _keys() as pause, Live(begin, screen=True, auto_refresh=False) as live:
         live.refresh()
         while True:
             try:
                 for look in _looks(remote, interval, pause):
-                    live.update(_screen(look, interval), refresh=True)
+                    note = f"   every {interval:g} s, q quits"
+                    live.update(_screen(look, note), refresh=True)
                 return
             except EnvironmentProblem as error:
                 live.update(Text(_output.printable(str(error))), refresh=True)
@@ -158,20 +159,33 @@ def _keys() -> Iterator[Pause]:
         termios.tcsetattr(fd, termios.TCSADRAIN, before)
 
 
-def _screen(look: Look, interval: float) -> Group:
+def _screen(look: Look, note: str = "") -> Group:
+    """All of an interval, for a terminal; what matters most is on top, since the rest may not fit."""
     from rich.console import Group
     from rich.text import Text
 
-    head = f"{look.url}: {look.readiness()}   every {interval:g} s, q quits"
-    tables = [_output.drawn(columns, rows) for _, columns, rows in _tables(look)]
-    return Group(Text(_output.printable(head)), *tables, Text(_summary(look.view)))
+    tables = [_drawn(columns, rows) for _, columns, rows in _tables(look) if rows]
+    head = _output.printable(f"{look.url}: {look.readiness()}{note}")
+    spaced = (part for table in tables for part in (Text(), table))
+    return Group(Text(head), Text(_summary(look.view)), *spaced)
+
+
+def _drawn(columns: Sequence[str], rows: Rows) -> Table:
+    """A table set close, without the rare columns that are empty."""
+    kept = [i for i, name in enumerate(columns) if name not in RARE or any(row[i] != "-" for row in rows)]
+    table = _output.drawn([columns[i] for i in kept], [[row[i] for i in kept] for row in rows])
+    table.padding, table.show_edge = (0, 1, 0, 0), False
+    return table
 
 
 def _tables(look: Look) -> list[tuple[str, Sequence[str], Rows]]:
     """What a row is about, the columns, and the rows."""
-    versions = [_version_row(v) for v in look.view.versions]
-    requests = [_request_row(key, traffic) for key, traffic in look.view.traffic.items()]
-    return [("version", VERSIONS, versions), ("requests", REQUESTS, requests)]
+    traffic = look.view.traffic.items()
+    return [
+        ("version", VERSIONS, [_version_row(v) for v in look.view.versions]),
+        ("requests", REQUESTS, [_request_row(key, t) for key, t in traffic]),
+        ("time", TIME, [_time_row(key, t) for key, t in traffic]),
+    ]
 
 
 def _version_row(version: Version) -> tuple[object, ...]:
@@ -193,35 +207,37 @@ def _version_row(version: Version) -> tuple[object, ...]:
 def _request_row(key: tuple[str, ...], traffic: Traffic) -> tuple[object, ...]:
     from ..server.rates import PERCENTILES, quantile
 
-    errors = ", ".join(f"{rate:.1f} ({code})" for code, rate in traffic.errors.items())
+    found = (quantile(traffic.buckets, p) for p in PERCENTILES)
+    errors = sum(traffic.errors.values())
+    return (*_named(key), f"{traffic.rate:.1f}", f"{errors:.1f}", *(_ms(q) for q in found))
+
+
+def _time_row(key: tuple[str, ...], traffic: Traffic) -> tuple[object, ...]:
+    from ..server.rates import PHASES
+
     shares = traffic.shares()
-    return (
-        *(part or "-" for part in key),
-        f"{traffic.rate:.1f}",
-        errors or "0",
-        *(_time(quantile(traffic.buckets, p)) for p in PERCENTILES),
-        "/".join(f"{100 * s:.0f}" for s in shares.values()) + " %" if shares else "-",
-    )
+    errors = ", ".join(f"{code}: {rate:.1f}/s" for code, rate in traffic.errors.items())
+    return (*_named(key), *(f"{shares[p]:.0%}" if shares else "-" for p in PHASES), errors or "-")
 
 
-def _time(found: Quantile | None) -> str:
-    """A latency for people; `<` and `>` where only a limit is known."""
+def _named(key: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(part or "-" for part in key)
+
+
+def _ms(found: Quantile | None) -> str:
+    """A latency in milliseconds; `<` and `>` where only a limit is known."""
     if found is None:
         return "-"
     ms = found.seconds * 1e3
-    return f"{found.bound}{ms:.{0 if ms >= 100 else 1 if ms >= 10 else 3}f} ms"
+    return f"{found.bound}{ms:.{0 if ms >= 100 else 1 if ms >= 10 else 3}f}"
 
 
 def _summary(view: View) -> str:
     from ..server.rates import quantile
 
-    total = view.total()
-    flight = sum(v.in_flight for v in view.versions)
-    facts: dict[str, Any] = {
-        "requests/s": f"{total.rate:.1f}",
-        "errors/s": f"{sum(total.errors.values()):.1f}",
-        "in flight": flight,
-        "p50": _time(quantile(total.buckets, 0.5)),
-        "p99": _time(quantile(total.buckets, 0.99)),
-    }
-    return f"total in {view.seconds:.1f} s: " + ", ".join(f"{value} {name}" for name, value in facts.items())
+    total, flight = view.total(), sum(v.in_flight for v in view.versions)
+    p50, p99 = (_ms(quantile(total.buckets, p)) for p in (0.5, 0.99))
+    return (
+        f"total: {total.rate:.1f} req/s, {sum(total.errors.values()):.1f} err/s, {flight} active, "
+        f"p50 {p50} ms, p99 {p99} ms"
+    )
