@@ -20,7 +20,7 @@ from . import __version__
 from .commands import _output
 from .errors import EnvironmentProblem, MserveError
 
-COMMANDS = ("export", "inspect", "validate", "run", "list", "gc", "label", "bench", "serve")
+COMMANDS = ("export", "inspect", "validate", "run", "list", "gc", "label", "bench", "serve", "top", "doctor")
 
 
 def _version(asked: bool) -> None:

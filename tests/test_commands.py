@@ -59,7 +59,7 @@ def version(exported: Path, tmp_path: Path) -> Path:
 def test_version_and_help() -> None:
     assert run("--version").stdout == f"mserve {mserve.__version__}\n"
     text = run("--help").stdout
-    for command in ("export", "inspect", "validate", "run", "list", "bench", "serve"):
+    for command in ("export", "inspect", "validate", "run", "list", "bench", "serve", "top", "doctor"):
         assert command in text
         assert run(command, "--help").returncode == 0
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..numerics import show_bytes as size
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 SCHEMA = 1
 
-__all__ = ["SCHEMA", "emit_json", "emitted", "line", "note", "size", "table"]
+__all__ = ["SCHEMA", "drawn", "emit_json", "emitted", "line", "note", "on_terminal", "size", "table"]
 
 
 _documents = 0
@@ -26,34 +29,45 @@ def emitted() -> bool:
     return _documents > 0
 
 
-def emit_json(kind: str, value: dict[str, Any]) -> None:
-    """One JSON document on stdout: `{"schema": 1, "kind": ..., ...}`."""
+def emit_json(kind: str, value: dict[str, Any], indent: int | None = 2) -> None:
+    """One JSON document on stdout: `{"schema": 1, "kind": ..., ...}`; one line without `indent`."""
     global _documents
     _documents += 1
-    json.dump({"schema": SCHEMA, "kind": kind, **value}, sys.stdout, indent=2, ensure_ascii=False)
+    json.dump({"schema": SCHEMA, "kind": kind, **value}, sys.stdout, indent=indent, ensure_ascii=False)
     sys.stdout.write("\n")
+
+
+def on_terminal() -> bool:
+    """Whether a person reads stdout."""
+    return sys.stdout is not None and sys.stdout.isatty()
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A table on stdout."""
-    if sys.stdout is None or not sys.stdout.isatty():
+    if not on_terminal():
         for row in rows:
             print("\t".join(_cell(value) for value in row))
         return
-    from rich import box
     from rich.console import Console
+
+    Console().print(drawn(columns, rows))
+
+
+def drawn(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    """A table as a terminal shows it; what stands in the first column is not repeated."""
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    result = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        drawn.add_column(column, overflow="fold")
+        result.add_column(column, overflow="fold")
     above: Sequence[object] = ()
     for row in rows:
         first = "" if len(row) > 3 and above[:1] == row[:1] else _cell(row[0])
-        drawn.add_row(Text(first), *(Text(_cell(value)) for value in row[1:]))
+        result.add_row(Text(first), *(Text(_cell(value)) for value in row[1:]))
         above = row
-    Console().print(drawn)
+    return result
 
 
 def _cell(value: object) -> str:

@@ -31,11 +31,17 @@ def is_network(path: Path, mounts: str | None = None) -> bool:
     FUSE file systems count, unless they are known to be local. Where there is no such
     file, nothing counts.
     """
+    kind = file_system(path, mounts)
+    return kind in NETWORK_TYPES or kind.removeprefix("fuse.") in NETWORK_TYPES or kind == "fuse"
+
+
+def file_system(path: Path, mounts: str | None = None) -> str:
+    """The type of the file system that a path lies on, such as ext4; "" where nobody says."""
     if mounts is None:
         try:
             mounts = Path("/proc/self/mounts").read_text()
         except OSError:
-            return False
+            return ""
     target, best, kind = str(path.resolve()), "", ""
     for line in mounts.splitlines():
         fields = line.split(" ")
@@ -45,7 +51,7 @@ def is_network(path: Path, mounts: str | None = None) -> bool:
         inside = target == point or target.startswith(point.rstrip("/") + "/")
         if inside and len(point) >= len(best):
             best, kind = point, fields[2]
-    return kind in NETWORK_TYPES or kind.removeprefix("fuse.") in NETWORK_TYPES or kind == "fuse"
+    return kind
 
 
 def local_copy(bundle: Bundle, mounts: str | None = None, cache: Path | None = None) -> Bundle:
