@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,18 +79,28 @@ def serving(*arguments: str, wait: bool = True) -> Iterator[Server]:
             process.wait()
 
 
-def matmuls(layers: int, width: int, *, seed: int = 0, batched: bool = True) -> onnx.ModelProto:
-    """A chain of square MatMuls and Relus: layers * width * width * 4 bytes of weights."""
+def matmuls(layers: int, width: int, *, seed: int = 0, alone: bool = False) -> onnx.ModelProto:
+    """A chain of square MatMuls and Relus: layers * width * width * 4 bytes of weights.
+
+    With `alone` it takes one number a request and answers with one, and requests cannot
+    share a batch: all of their time is the model's.
+    """
     random = np.random.default_rng(seed)
     nodes, weights, last = [], [], "x"
+    if alone:
+        weights.append(numpy_helper.from_array(np.ones((1, width), np.float32), "spread"))
+        nodes.append(helper.make_node("Mul", ["x", "spread"], ["wide"]))
+        last = "wide"
     for i in range(layers):
         values = random.standard_normal((width, width), dtype=np.float32) * np.float32(1.4 / width**0.5)
         weights.append(numpy_helper.from_array(values, f"w{i}"))
         nodes.append(helper.make_node("MatMul", [last, f"w{i}"], [f"h{i}"]))
-        last = "y" if i == layers - 1 else f"r{i}"
+        last = "y" if i == layers - 1 and not alone else f"r{i}"
         nodes.append(helper.make_node("Relu", [f"h{i}"], [last]))
-    rows = "batch" if batched else 1
-    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [rows, width]) for n in ("x", "y")]
+    if alone:
+        nodes.append(helper.make_node("ReduceMax", [last], ["y"], axes=[1]))
+    shape: list[int | str] = [1, 1] if alone else ["batch", width]
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in ("x", "y")]
     graph = helper.make_graph(nodes, "matmuls", ports[:1], ports[1:], weights)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
@@ -100,30 +110,6 @@ def predict_request(model: str, **message: Any) -> bytes:
     body = json.dumps(message).encode()
     head = f"POST /v1/models/{model}:predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
-
-
-class _Link(asyncio.Protocol):
-    """A connection that asks for one answer at a time; answers have a Content-Length."""
-
-    def __init__(self) -> None:
-        self.answer: asyncio.Future[tuple[int, bytes]] | None = None
-        self._data = b""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self._data += data
-        head, mark, body = self._data.partition(b"\r\n\r\n")
-        if mark:
-            length = int(re.search(rb"(?i)content-length: (\d+)", head)[1])  # type: ignore[index]
-            if len(body) >= length and self.answer is not None:
-                self._data, answer, self.answer = b"", self.answer, None
-                answer.set_result((int(head[9:12]), head))
-
-    def connection_lost(self, error: Exception | None) -> None:
-        if self.answer is not None and not self.answer.done():
-            self.answer.set_exception(ConnectionError("closed"))
 
 
 @dataclass(frozen=True)
@@ -136,51 +122,115 @@ class Sample:
     head: bytes = b""
 
 
+Done = Callable[[Sample], None]
+
+
+class _Link(asyncio.Protocol):
+    """A connection that asks for one answer at a time; answers have a Content-Length."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._data = b""
+        self._due = 0.0
+        self._done: Done | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._write = transport.write  # type: ignore[attr-defined]
+
+    def ask(self, due: float, done: Done) -> None:
+        """Send the request; `done` is called with its sample."""
+        self._due, self._done = due, done
+        self._write(self._client.request)
+
+    def data_received(self, data: bytes) -> None:
+        self._data += data
+        end = self._data.find(b"\r\n\r\n")
+        if end < 0:
+            return
+        head = self._data[:end].lower()
+        at = head.index(b"content-length: ") + 16
+        stop = head.find(b"\r", at)
+        if len(self._data) - end - 4 >= int(head[at : stop if stop > 0 else end]):
+            self._data = b""
+            self._client.idle.append(self)
+            self._finish(int(head[9:12]), head)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self in self._client.idle:
+            self._client.idle.remove(self)
+        self._finish(0, b"")
+
+    def _finish(self, status: int, head: bytes) -> None:
+        done, self._done = self._done, None
+        if done is not None:
+            now = time.perf_counter()
+            done(Sample(self._due - self._client.start, status, (now - self._due) * 1e3, head))
+
+
 class Client:
-    """Sends requests on as many keep-alive connections as are needed at once."""
+    """Sends one request again and again, on as many keep-alive connections as are needed at once."""
 
     def __init__(self, port: int, request: bytes) -> None:
-        self._port, self._request, self._idle = port, request, list[_Link]()
+        self.request, self.idle, self.start = request, list[_Link](), time.perf_counter()
+        self._port = port
+        self._opening = set[asyncio.Task[None]]()
 
-    async def ask(self, due: float, start: float) -> Sample:
+    def ask(self, due: float, done: Done) -> None:
         """One request; its latency counts from the time at which it was due."""
-        try:
-            link = self._idle.pop() if self._idle else await self._connect()
-            link.answer = asyncio.get_running_loop().create_future()
-            link.transport.write(self._request)  # type: ignore[attr-defined]
-            status, head = await link.answer
-            self._idle.append(link)
-        except OSError:
-            status, head = 0, b""
-        return Sample(due - start, status, (time.perf_counter() - due) * 1e3, head)
+        if self.idle:
+            self.idle.pop().ask(due, done)
+            return
+        task = asyncio.get_running_loop().create_task(self._open(due, done))
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
 
-    async def _connect(self) -> _Link:
+    async def _open(self, due: float, done: Done) -> None:
         loop = asyncio.get_running_loop()
-        return (await loop.create_connection(_Link, "127.0.0.1", self._port))[1]
+        try:
+            _, link = await loop.create_connection(lambda: _Link(self), "127.0.0.1", self._port)
+        except OSError:
+            done(Sample(due - self.start, 0, (time.perf_counter() - due) * 1e3))
+        else:
+            link.ask(due, done)
 
 
 async def closed_loop(port: int, request: bytes, callers: int, seconds: float) -> list[Sample]:
     """Each caller asks again as soon as it has its answer."""
-    client, start, samples = Client(port, request), time.perf_counter(), list[Sample]()
+    client, samples, over = Client(port, request), list[Sample](), asyncio.Event()
+    left = callers
 
-    async def caller() -> None:
-        while (now := time.perf_counter()) < start + seconds:
-            samples.append(await client.ask(now, start))
+    def done(sample: Sample) -> None:
+        nonlocal left
+        samples.append(sample)
+        if (now := time.perf_counter()) < client.start + seconds:
+            client.ask(now, done)
+            return
+        left -= 1
+        if not left:
+            over.set()
 
-    await asyncio.gather(*(caller() for _ in range(callers)))
+    for _ in range(callers):
+        client.ask(time.perf_counter(), done)
+    await over.wait()
     return samples
 
 
 async def open_loop(port: int, request: bytes, rate: float, seconds: float, *, seed: int = 1) -> list[Sample]:
     """Requests at random times (Poisson), whatever comes back."""
     gaps = np.random.default_rng(seed).exponential(1 / rate, int(rate * seconds))
-    client, start = Client(port, request), time.perf_counter()
-    tasks = []
-    for due in (start + np.cumsum(gaps)).tolist():
+    client, samples, over = Client(port, request), list[Sample](), asyncio.Event()
+
+    def done(sample: Sample) -> None:
+        samples.append(sample)
+        if len(samples) == len(gaps):
+            over.set()
+
+    for due in (client.start + np.cumsum(gaps)).tolist():
         if (wait := due - time.perf_counter()) > 0:
             await asyncio.sleep(wait)
-        tasks.append(asyncio.create_task(client.ask(due, start)))
-    return list(await asyncio.gather(*tasks))
+        client.ask(due, done)
+    await over.wait()
+    return samples
 
 
 def percentile(samples: Sequence[Sample], q: float) -> float:

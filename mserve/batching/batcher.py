@@ -92,9 +92,9 @@ class Batcher:
         """What waits for a servable now."""
         return self._backlogs.get(id(servable)) or Backlog()
 
-    def add(self, entry: Entry) -> None:
-        """Queue a request. Raises Overloaded when the queue is full; one that is not takes any request."""
-        limit, backlog = self.limits.max_queue_rows, self.backlog(entry.servable)
+    def check_room(self, servable: Servable) -> Backlog:
+        """What waits for a servable, if there is room for more. Raises Overloaded when its queue is full."""
+        limit, backlog = self.limits.max_queue_rows, self.backlog(servable)
         if max(backlog.rows, backlog.requests) >= limit:
             raise Overloaded(
                 "the queue is full",
@@ -102,6 +102,11 @@ class Batcher:
                 found=f"{backlog.rows} rows in {backlog.requests} requests",
                 hint="try again later, or with fewer requests at once",
             )
+        return backlog
+
+    def add(self, entry: Entry) -> None:
+        """Queue a request. Raises Overloaded when the queue is full; one that is not takes any request."""
+        backlog = self.check_room(entry.servable)
         key = batch_key(entry)
         queue = self._queues.get(key)
         if queue is None:

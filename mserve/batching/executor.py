@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 
 from ..errors import DeadlineExceeded, ExecutionFailed, MserveError, Overloaded, Unavailable
-from ..loader.servable import BATCH_BUCKETS
+from ..loader.servable import BATCH_BUCKETS, Servable
 from ..tensors import Array
 from .batcher import Batch, Batcher, Entry, Limits
 
@@ -58,24 +58,35 @@ class Executor:
         Raises Overloaded when the queue is full, or so long that the request's time will
         be over before its turn; it says when to try again.
         """
-        wait_ns = entry.servable.stats.expected_wait_ns(self.batcher.backlog(entry.servable).rows)
-        try:
-            if wait_ns and 0 < entry.deadline_ns < time.monotonic_ns() + wait_ns:
-                raise Overloaded(
-                    "the queue is too long for the request's time",
-                    expected=f"a wait of at most {(entry.deadline_ns - entry.arrived_ns) / 1e9:.3g} s",
-                    found=f"about {wait_ns / 1e9:.3g} s",
-                )
-            self.batcher.add(entry)
-        except Overloaded as error:
-            error.retry_after_s = min(RETRY_AFTER_MAX_S, max(1, math.ceil(wait_ns / 1e9)))
-            raise
+        wait_ns = self.check_room(entry.servable)
+        if wait_ns and 0 < entry.deadline_ns < time.monotonic_ns() + wait_ns:
+            error = Overloaded(
+                "the queue is too long for the request's time",
+                expected=f"a wait of at most {(entry.deadline_ns - entry.arrived_ns) / 1e9:.3g} s",
+                found=f"about {wait_ns / 1e9:.3g} s",
+            )
+            error.retry_after_s = _retry_after_s(wait_ns)
+            raise error
+        self.batcher.add(entry)
         entry.servable.in_flight += 1
         if not self._pumping:
             self._pumping = True
             self._loop.call_soon(self._pump)
         if entry.deadline_ns and self._sweeper is None:
             self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
+
+    def check_room(self, servable: Servable) -> float:
+        """How long a request for a servable will wait, in nanoseconds, as far as is known.
+
+        Raises Overloaded when its queue is full, with the time after which to try again.
+        """
+        wait_ns = servable.stats.expected_wait_ns(self.batcher.backlog(servable).rows)
+        try:
+            self.batcher.check_room(servable)
+        except Overloaded as error:
+            error.retry_after_s = _retry_after_s(wait_ns)
+            raise
+        return wait_ns
 
     def close(self) -> None:
         """Stop the worker threads and refuse what still waits."""
@@ -212,6 +223,10 @@ class Executor:
                     entry.reply(_too_late("running"))
         if not self.idle():
             self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
+
+
+def _retry_after_s(wait_ns: float) -> int:
+    return min(RETRY_AFTER_MAX_S, max(1, math.ceil(wait_ns / 1e9)))
 
 
 def _too_late(where: str) -> DeadlineExceeded:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +33,6 @@ POLL_S = 1.0
 ENDED_KEPT = 8
 LOAD_THREADS = 2
 SCAN_THREADS = 32
-NICE = 10
 UNSEEN = "not looked at yet"
 
 
@@ -117,8 +115,9 @@ class Reconciler:
         self.models = {config.name: Model(config) for config in models}
         self.poll_s = poll_s
         self._open = opener
-        # Loading must not take the CPU from requests; a listing may hang with its mount.
-        self._loaders = ThreadPoolExecutor(LOAD_THREADS, "mserve-load", initializer=_be_nice)
+        # No lower priority: a thread that loads holds Python's lock at times, and would keep
+        # it while others, less important than the event loop, have the CPU.
+        self._loaders = ThreadPoolExecutor(LOAD_THREADS, "mserve-load")
         self._scanners = ThreadPoolExecutor(SCAN_THREADS, "mserve-scan")
         self._tasks: set[asyncio.Task[None]] = set()
         self._watches: dict[str, asyncio.Task[None]] = {}
@@ -349,10 +348,3 @@ def _missing(policy: Policy, found: Scan) -> str:
 def _free(servable: Servable) -> None:
     servable.close()
     give_back()
-
-
-def _be_nice() -> None:
-    """Give this thread less of the CPU than those that answer requests (Linux: threads have their own)."""
-    if hasattr(os, "gettid"):
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, os.gettid(), NICE)

@@ -25,19 +25,27 @@ from ..format.graph import Graph
 from ..format.prune import Parts
 from ..tensors import DTYPES, SHORT_TYPES, Array, DType, Signature
 from ..wire import protobuf
+from .tiny import doubling
 from .weights import Weights
 
 _pool_threads = 0
 
 
 def share_threads(threads: int) -> None:
-    """Make all sessions of this process share one pool of `threads`; before the first session, once."""
+    """Make all sessions of this process share one pool of `threads`; before the first session, once.
+
+    A session is made at once, because the pool's threads are started then, with the
+    priority of the thread that does it: not that of one which loads models.
+    """
     global _pool_threads
     if _pool_threads == 0:
         import onnxruntime as ort
 
         _pool_threads = max(1, threads)
         ort.set_global_thread_pool_sizes(_pool_threads, 1)
+        options = ort.SessionOptions()
+        options.use_per_session_threads = False
+        ort.InferenceSession(doubling(), options, providers=["CPUExecutionProvider"])
 
 
 def cpu_budget() -> int:

@@ -12,7 +12,8 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from .tiny import doubling
 
 CUDA = "CUDAExecutionProvider"
 _CUDA_LIBRARY = "libonnxruntime_providers_cuda.so"
@@ -54,7 +55,7 @@ def try_cuda() -> CudaTrial:
     options = ort.SessionOptions()
     options.log_severity_level = 4
     try:
-        session = ort.InferenceSession(_doubling(), options, providers=[CUDA], enable_fallback=0)
+        session = ort.InferenceSession(doubling(), options, providers=[CUDA], enable_fallback=0)
         if CUDA not in session.get_providers():
             return CudaTrial("ONNX Runtime left the CUDA provider out")
         found = session.run(["y"], {"x": np.ones(2, np.float32)})[0]
@@ -90,13 +91,3 @@ def _loads(name: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _doubling() -> bytes:
-    """A model: y = x + x, two floats."""
-    from onnx import TensorProto, helper
-
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy")
-    graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "doubling", [x], [y])
-    model: Any = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    return bytes(model.SerializeToString())

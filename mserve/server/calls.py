@@ -114,8 +114,12 @@ class Calls:
             self.spawn(self._begin_slowly(call))
         else:
             try:
-                call.parse()
-                self._resolve(call)
+                if call.model:  # the address says it: a full queue need not read the body
+                    self._resolve(call)
+                    call.parse()
+                else:
+                    call.parse()
+                    self._resolve(call)
                 self._submit(call, call.queries())
             except Exception as error:
                 self._fail(call, error)
@@ -139,10 +143,14 @@ class Calls:
         """Large bodies, on a thread; the servable is held meanwhile."""
         loop = asyncio.get_running_loop()
         try:
-            await loop.run_in_executor(None, call.parse)
+            parsed = not call.model
+            if parsed:
+                await loop.run_in_executor(None, call.parse)
             self._resolve(call)
             call.servable.in_flight += 1
             try:
+                if not parsed:
+                    await loop.run_in_executor(None, call.parse)
                 queries = await loop.run_in_executor(None, call.queries)
             finally:
                 call.servable.in_flight -= 1
@@ -153,6 +161,7 @@ class Calls:
 
     def _resolve(self, call: Call) -> None:
         call.servable = self.front.resolve(call.model, call.version, call.label)
+        self.front.check_room(call.servable)
 
     def _submit(self, call: Call, queries: Sequence[Query]) -> None:
         call.queried, call.results = queries, [None] * len(queries)
