@@ -89,7 +89,7 @@ def command(
         return
     from ..server.run import run
 
-    raise typer.Exit(run(watch))
+    run(watch)
 
 
 def _print(config: Config, as_json: bool) -> None:

@@ -190,8 +190,8 @@ class Server:
         codecs.append(health.methods())
         unary = {name: handler for c in codecs for name, handler in c.unary.items()}
         streams = {name: handler for c in codecs for name, handler in c.streams.items()}
-        methods, limit = Methods(unary, streams), self.peers.body_max
-        return GrpcServer(methods, self.admit_rpc, limit, access_log=self.access_log)
+        methods = Methods(unary, streams)
+        return GrpcServer(methods, self.admit_rpc, self.peers, access_log=self.access_log)
 
     def admit_rpc(self, method: str, metadata: Mapping[str, str | bytes]) -> bool:
         """Whether a call may be administrative. Raises Unauthenticated where it may not be made at all."""

@@ -17,7 +17,7 @@ from typing import Any
 from ..errors import EnvironmentProblem, MserveError
 from . import logs
 from .calls import Context, as_error
-from .http import Cancel
+from .http import Cancel, Peers
 
 log = logging.getLogger("mserve")
 
@@ -58,10 +58,10 @@ class GrpcServer:
     tells whether the client may make administrative ones.
     """
 
-    def __init__(self, methods: Methods, admit: Admit, message_max: int, *, access_log: bool = False) -> None:
+    def __init__(self, methods: Methods, admit: Admit, peers: Peers, *, access_log: bool = False) -> None:
         self._methods = methods
         self._admit = admit
-        self._message_max = message_max
+        self._peers = peers
         self._access_log = access_log
         self._server: Any = None
         self.port = 0
@@ -71,7 +71,7 @@ class GrpcServer:
         import grpc
 
         options = [
-            ("grpc.max_receive_message_length", self._message_max),
+            ("grpc.max_receive_message_length", self._peers.body_max),
             ("grpc.max_send_message_length", -1),
             ("grpc.max_concurrent_streams", STREAMS_MAX),
             ("grpc.so_reuseport", 0),
@@ -118,7 +118,9 @@ class GrpcServer:
                     future.set_result(result)
 
             cancel, rpc = None, None
+            self._peers.buffered += len(message)
             try:
+                self._peers.check_buffered()
                 rpc = self._rpc(name, message, grpc_context)
                 cancel = handle(rpc, reply)
                 result = await future
@@ -128,6 +130,8 @@ class GrpcServer:
                 raise
             except Exception as error:
                 result = as_error(error, name)
+            finally:
+                self._peers.buffered -= len(message)
             if rpc is not None:
                 self._close(rpc, grpc_context, result)
             if isinstance(result, MserveError):

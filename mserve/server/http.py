@@ -73,6 +73,15 @@ class Peers:
     open: set[Connection] = field(default_factory=set)
     buffered: int = 0
 
+    def check_buffered(self) -> None:
+        """Raises Overloaded when the bodies that are held are too large together."""
+        if self.buffered > self.buffered_max:
+            raise Overloaded(
+                "the server holds too many request bodies",
+                expected=f"at most {self.buffered_max} bytes at once",
+                hint="try again later",
+            )
+
 
 def error_response(error: MserveError) -> Response:
     """An error as clients of TensorFlow Serving know it: a status and `{"error": text}`."""
@@ -225,12 +234,7 @@ class Connection(asyncio.Protocol):
         self._body += body
         self._peers.buffered += len(body)
         self._check_body(len(self._body))
-        if self._peers.buffered > self._peers.buffered_max:
-            raise Overloaded(
-                "the server holds too many request bodies",
-                expected=f"at most {self._peers.buffered_max} bytes at once",
-                hint="try again later",
-            )
+        self._peers.check_buffered()
 
     def on_message_complete(self) -> None:
         if self._parser.should_upgrade():

@@ -11,11 +11,13 @@ import asyncio
 import errno
 import logging
 import os
+import resource
 import shlex
 import signal
 import sys
 import time
 from contextlib import suppress
+from typing import NoReturn
 from urllib.parse import quote
 
 import uvloop
@@ -36,20 +38,32 @@ from .watch import Change, ConfigWatch
 log = logging.getLogger("mserve")
 
 SETTLE_S = 60.0
+FILES_RESERVED = 512
 INLINE_BODY_CHARS = 300
 
 
-def run(watch: ConfigWatch) -> int:
-    """Serve until a signal says stop. Returns the exit code.
+def run(watch: ConfigWatch) -> NoReturn:
+    """Serve until a signal says stop; ends the process.
 
-    Raises UsageError (something that the server does not do), EnvironmentProblem (port taken).
+    Raises InputError (TLS files), EnvironmentProblem (port taken).
     """
     begin(watch.config.log)
+    _allow_files(watch.config.limits.connections + FILES_RESERVED)
     share_threads(cpu_budget())
-    return uvloop.run(_serve(watch))
+    uvloop.run(_serve(watch))
+    raise AssertionError("unreachable")
 
 
-async def _serve(watch: ConfigWatch) -> int:
+def _allow_files(wanted: int) -> None:
+    """Raise the soft limit of open files, which is often 1024, to what the connections need."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        raised = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, raised), hard))
+
+
+async def _serve(watch: ConfigWatch) -> None:
     loop = asyncio.get_running_loop()
     config = watch.config
     server = Server(config)
@@ -82,12 +96,12 @@ async def _serve(watch: ConfigWatch) -> int:
     await _drain(server, listener, grpc_server)
     for task in background:
         task.cancel()
-    await asyncio.gather(*background, return_exceptions=True)
-    server.executor.close()
-    await server.reconciler.close()
     if server.request_log is not None:
         server.request_log.close()
-    return 0
+    logging.shutdown()
+    # Everything accepted is answered. What still runs (a load, a model past the grace time, a
+    # listing that hangs) would only hold up the end, and the system frees it better.
+    os._exit(0)
 
 
 async def _follow(server: Server, watch: ConfigWatch, reload: asyncio.Event, tls: Tls | None) -> None:

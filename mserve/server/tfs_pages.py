@@ -78,7 +78,10 @@ def _status(slot: Slot) -> VersionStatus:
 
 
 def status_json(model: Model, found: list[VersionStatus]) -> dict[str, Any]:
-    """The status page of a model; `problem` says what keeps its base path from being used."""
+    """The status page of a model, and besides `labels` with the versions that they name now.
+
+    `problem` says what keeps the base path from being used.
+    """
     entries = [
         {
             "version": str(s.version),
@@ -88,6 +91,8 @@ def status_json(model: Model, found: list[VersionStatus]) -> dict[str, Any]:
         for s in found
     ]
     status: dict[str, Any] = {"model_version_status": entries}
+    if model.labels:
+        status["labels"] = model.labels
     return status | ({"problem": model.problem} if model.problem else {})
 
 
