@@ -347,7 +347,7 @@ def _check_traffic(traffic: dict[str, Any], seconds: float) -> None:
     """One series of one interval: who it is, and figures that follow from its counts."""
     good = traffic["codes"].get("200", 0)
     assert (traffic["model"], traffic["protocol"]) == ("digits", "tfs-rest")
-    assert (traffic["version"], traffic["signature"]) == (("1", "serving_default") if good else ("", ""))
+    assert (traffic["version"], traffic["signature"]) == ("1", "serving_default" if good else "")
     assert traffic["requests_per_s"] * seconds == pytest.approx(traffic["requests"])
     assert traffic["errors_per_s"] * seconds == pytest.approx(traffic["codes"].get("400", 0))
     if good:
@@ -380,14 +380,14 @@ def test_rows_of_traffic(server: Running) -> None:
                 assert server.predict("digits", {"instances": [[0.0] * 64]}).status == 200
                 assert server.predict("digits", b"{").status == 400
             if row[0] in ("requests", "time"):
-                found[row[0], row[2]] = row[1:]
-    assert found["requests", "1"][:4] == ["digits", "1", "serving_default", "tfs-rest"]
-    assert found["requests", "1"][5] == "0.0"
-    assert all(float(cell.strip("<>")) > 0 for cell in found["requests", "1"][6:9])
+                found[row[0], row[3]] = row[1:]
+    assert found["requests", "serving_default"][:4] == ["digits", "1", "serving_default", "tfs-rest"]
+    assert found["requests", "serving_default"][5] == "0.0"
+    assert all(float(cell.strip("<>")) > 0 for cell in found["requests", "serving_default"][6:9])
     assert found["requests", "-"][4] == found["requests", "-"][5] != "0.0"
     assert found["time", "-"][4:8] == ["-"] * 4
     assert found["time", "-"][8].startswith("400: ")
-    assert all(cell.endswith("%") for cell in found["time", "1"][4:8])
+    assert all(cell.endswith("%") for cell in found["time", "serving_default"][4:8])
 
 
 def test_a_server_that_is_not_ready_says_why(tmp_path: Path) -> None:
