@@ -45,7 +45,6 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("guarded")
     (folder / "tokens").write_text(f"# clients\n{SECRET}\n\n{OTHER}\n")
     (folder / "admins").write_text(ADMIN + "\n")
-    (folder / "requests.jsonl").touch()
     tables = """
 [server]
 admin = true
@@ -259,7 +258,6 @@ def lines(find: Callable[[], str]) -> list[dict[str, Any]]:
 
 
 def test_access_log_and_request_log(tmp_path: Path) -> None:
-    (tmp_path / "requests.jsonl").touch()
     tables = """
 [log]
 format = "json"
@@ -275,7 +273,7 @@ redact = ["x"]
         server.ask("POST", PREDICT, body, {"x-request-id": "req-1", "traceparent": trace})
         server.ask("POST", PREDICT, b'{"instances": [["99.75"]]}', {"x-request-id": "req-2"})
         access, requests = tmp_path / "access.jsonl", tmp_path / "requests.jsonl"
-        server.wait_until(lambda: len(lines(requests.read_text)) == 2)
+        server.wait_until(lambda: requests.exists() and len(lines(requests.read_text)) == 2)
         seen = {line.get("request_id"): line for line in lines(access.read_text)}
         assert seen["req-1"]["trace_id"] == "a" * 32
         assert (seen["req-1"]["path"], seen["req-1"]["code"], seen["req-1"]["version"]) == (

@@ -55,7 +55,7 @@ def command(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --print-config: one JSON document.")] = False,
 ) -> None:
-    """Serve the newest version over HTTP; load new versions as they appear; SIGTERM drains."""
+    """Serve the newest version over HTTP and gRPC; load new ones as they appear; SIGTERM drains."""
     if sys.platform == "win32":
         raise EnvironmentProblem("serve needs a POSIX system", hint="every other command runs here")
     if not print_config:
