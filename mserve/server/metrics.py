@@ -78,6 +78,7 @@ class Metrics:
         key = Series(known, str(servable.version) if servable else "", call.signature, call.protocol)
         counts = self.series.get(key)
         if counts is None:
+            self._forget()
             counts = self.series[key] = Counts()
         code = call.code(error)
         counts.codes[code] = counts.codes.get(code, 0) + 1
