@@ -176,7 +176,7 @@ class _Answered(Call):
 def test_series_end_with_their_versions_and_names_from_requests_make_none(tmp_path: Path) -> None:
     servable: Servable = load(mserve.export(builders.constant(1), tmp_path / "m", golden=0).path)
     model = Model(ModelConfig("m", tmp_path))
-    metrics = Metrics({"m": model})
+    metrics = Metrics({"m": model}, lambda _: 0)
     for version in range(1, 200):
         call = _Answered(Context(0), lambda _: None)
         call.model, call.servable = "m", servable

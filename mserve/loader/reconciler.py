@@ -12,6 +12,7 @@ import asyncio
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -45,7 +46,8 @@ class Model:
     the versions of an earlier base path, which serve until a new one does. `wanted` is
     false once a client unloaded the model, or it is `leaving` the configuration.
     `stats` are the counters of ended versions, which go on where they stopped when the
-    version comes back. `looked_ns` is when the last look that is over began.
+    version comes back; `loads` counts loads by outcome: "ok", "failed", and "waiting" for
+    versions that were still arriving. `looked_ns` is when the last look that is over began.
     """
 
     config: ModelConfig
@@ -57,6 +59,7 @@ class Model:
     labels: dict[str, int] = field(default_factory=dict)
     default: Servable | None = None
     stats: dict[int, Stats] = field(default_factory=dict)
+    loads: Counter[str] = field(default_factory=Counter)
     looked_ns: int = 0
     wanted: bool = True
     leaving: bool = False
@@ -267,7 +270,7 @@ class Reconciler:
         try:
             await asyncio.get_running_loop().run_in_executor(self._loaders, open_bundle, slot.path)
         except MserveError as error:
-            self._failed(model.config.name, slot, error)
+            self._failed(model, slot, error)
         else:
             slot.checked = True
             slot.become(State.WAITING)
@@ -278,25 +281,27 @@ class Reconciler:
         try:
             servable = await asyncio.get_running_loop().run_in_executor(self._loaders, self._open, slot.path)
         except MserveError as error:
-            self._failed(name, slot, error)
+            self._failed(model, slot, error)
         except Exception as error:
             log.exception("%s version %d: our bug while loading", name, slot.version)
-            self._failed(name, slot, MserveError("loading failed unexpectedly", found=repr(error)))
+            self._failed(model, slot, MserveError("loading failed unexpectedly", found=repr(error)))
         else:
             slot.servable, slot.error, slot.attempts = servable, None, 0
             servable.version = slot.version
             servable.stats = replace(model.stats.pop(slot.version, servable.stats), curve={})
             slot.load_ns = time.monotonic_ns() - start
             slot.become(State.AVAILABLE)
+            model.loads["ok"] += 1
             log.info("%s version %d: available, loaded in %.0f ms", name, slot.version, slot.load_ns / 1e6)
             if model.slots.get(slot.version) is not slot:  # the base path changed meanwhile
                 self._unload(model, slot)
             model.publish()
         model.wake.set()
 
-    def _failed(self, name: str, slot: Slot, error: MserveError) -> None:
+    def _failed(self, model: Model, slot: Slot, error: MserveError) -> None:
         """Still arriving: look again soon. Bad for good: when it changes. Else: wait longer each time."""
-        arriving = isinstance(error, BundleError) and error.may_complete
+        name, arriving = model.config.name, isinstance(error, BundleError) and error.may_complete
+        model.loads["waiting" if arriving else "failed"] += 1
         if str(error) != str(slot.error or ""):
             log.warning(
                 "%s version %d: %s: %s", name, slot.version, "waiting" if arriving else "failed", error

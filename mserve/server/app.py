@@ -94,7 +94,8 @@ class Server:
         self.reconciler = Reconciler(model_configs(config), opener=opener, poll_s=config.server.poll)
         self.executor = Executor(_limits(config.batching), workers=cpu_budget())
         self.front = Front(self.reconciler.models, self.executor, config.limits.timeout)
-        self.metrics = Metrics(self.reconciler.models)
+        batcher = self.executor.batcher
+        self.metrics = Metrics(self.reconciler.models, lambda servable: batcher.backlog(servable).rows)
         self.peers = Peers(config.limits.body)
         self.calls = Calls(self.front, self.metrics)
         self.access = _access(config)

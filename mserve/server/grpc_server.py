@@ -22,6 +22,8 @@ from .http import Cancel, Peers
 log = logging.getLogger("mserve")
 
 STREAMS_MAX = 1000
+KEEPALIVE_MS = 60_000
+PING_INTERVAL_MS = 10_000
 # Bytes of an error's text. It may repeat what a client sent, and goes out as a header, in which a
 # byte may take three; clients refuse headers over 8 KiB.
 DETAILS_MAX = 2000
@@ -75,8 +77,13 @@ class GrpcServer:
             ("grpc.max_send_message_length", -1),
             ("grpc.max_concurrent_streams", STREAMS_MAX),
             ("grpc.so_reuseport", 0),
+            # A client that is gone without a word is noticed, and what it asked for dropped.
+            ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+            ("grpc.keepalive_timeout_ms", KEEPALIVE_MS // 2),
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", PING_INTERVAL_MS),
         ]
-        self._server = grpc.aio.server(options=options)
+        most = self._peers.connections_max
+        self._server = grpc.aio.server(options=options, maximum_concurrent_rpcs=most)
         self._server.add_generic_rpc_handlers((_Handlers(self),))
         try:
             if credentials is None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import MserveError
 from ..loader.reconciler import Model
-from ..loader.servable import BATCH_BUCKETS, State, Stats
+from ..loader.servable import BATCH_BUCKETS, Servable, State, Stats
 
 if TYPE_CHECKING:
     from .calls import Call
@@ -67,8 +67,10 @@ class Counts:
 class Metrics:
     """The server's counters. One thread writes them: the event loop."""
 
-    def __init__(self, models: Mapping[str, Model]) -> None:
+    def __init__(self, models: Mapping[str, Model], waiting: Callable[[Servable], int]) -> None:
+        """`waiting` tells how many rows wait for a servable."""
         self._models = models
+        self._waiting = waiting
         self.series: dict[Series, Counts] = {}
 
     def observe(self, call: Call, error: MserveError | None, now_ns: int) -> None:
@@ -154,12 +156,18 @@ class Metrics:
         flight = GaugeMetricFamily(
             "mserve_in_flight", "Requests accepted and not yet answered.", labels=labels
         )
+        waiting = GaugeMetricFamily("mserve_queue_rows", "Rows that wait for a batch.", labels=labels)
         size = GaugeMetricFamily("mserve_version_bytes", "Bytes of the version's files.", labels=labels)
         load = GaugeMetricFamily("mserve_load_seconds", "Time that loading the version took.", labels=labels)
         state = GaugeMetricFamily(
             "mserve_version_state", "1 for the state a version is in.", labels=[*labels, "state"]
         )
+        loads = CounterMetricFamily(
+            "mserve_loads", "Loads of versions, by outcome.", labels=["model", "outcome"]
+        )
         for name, model in sorted(self._models.items()):
+            for outcome, count in sorted(model.loads.items()):
+                loads.add_metric([name, outcome], count)
             for slot in sorted([*model.slots.values(), *model.retired], key=lambda s: s.version):
                 label = [name, str(slot.version)]
                 for known in State:
@@ -172,9 +180,10 @@ class Metrics:
                 queue.add_metric(label, stats.queue_ns / 1e9)
                 inline.add_metric(label, stats.inline)
                 flight.add_metric(label, slot.servable.in_flight)
+                waiting.add_metric(label, self._waiting(slot.servable))
                 size.add_metric(label, slot.servable.bundle.byte_size)
                 load.add_metric(label, slot.load_ns / 1e9)
-        yield from (batch, run, queue, inline, flight, size, load, state)
+        yield from (batch, run, queue, inline, flight, waiting, size, load, loads, state)
 
 
 def _seconds(histogram: Histogram) -> tuple[list[tuple[str, float]], float]:
