@@ -88,13 +88,20 @@ class Batcher:
     def __len__(self) -> int:
         return self._requests
 
+    def waits_for(self, servable: Servable) -> bool:
+        """Whether any request waits for a servable."""
+        return id(servable) in self._backlogs
+
     def backlog(self, servable: Servable) -> Backlog:
         """What waits for a servable now."""
         return self._backlogs.get(id(servable)) or Backlog()
 
     def check_room(self, servable: Servable) -> Backlog:
         """What waits for a servable, if there is room for more. Raises Overloaded when its queue is full."""
-        limit, backlog = self.limits.max_queue_rows, self.backlog(servable)
+        backlog = self._backlogs.get(id(servable))
+        if backlog is None:
+            return Backlog()
+        limit = self.limits.max_queue_rows
         if max(backlog.rows, backlog.requests) >= limit:
             raise Overloaded(
                 "the queue is full",

@@ -80,6 +80,8 @@ class Executor:
 
         Raises Overloaded when its queue is full, with the time after which to try again.
         """
+        if not len(self.batcher):
+            return 0.0
         wait_ns = servable.stats.expected_wait_ns(self.batcher.backlog(servable).rows)
         try:
             self.batcher.check_room(servable)
@@ -186,7 +188,7 @@ class Executor:
         stats, now = servable.stats, time.monotonic_ns()
         stats.run_ns += run_ns
         stats.batch_ns[bisect_left(BATCH_BUCKETS, batch.rows)] += run_ns
-        stats.drained(batch.rows, now, more=self.batcher.backlog(servable).requests > 0)
+        stats.drained(batch.rows, now, more=self.batcher.waits_for(servable))
         for entry in batch.entries:
             entry.ended_ns = now
         if error is None:

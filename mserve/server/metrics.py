@@ -7,7 +7,6 @@ so their number is bounded; the series of a version end soon after it.
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..errors import MserveError
 from ..loader.reconciler import Model
 from ..loader.servable import BATCH_BUCKETS, Servable, State, Stats
+from ..tensors import Array
 
 if TYPE_CHECKING:
     from .calls import Call
@@ -24,6 +24,7 @@ LATENCY_BUCKETS = tuple(round(0.00001 * 2 ** (i / 2), 8) for i in range(44))
 _BUCKETS_NS = tuple(int(s * 1e9) for s in LATENCY_BUCKETS)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PHASES = ("parse", "queue", "compute", "encode")
+NOTED_MAX = 2048
 
 
 class Series(NamedTuple):
@@ -42,26 +43,61 @@ class Histogram:
     counts: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BUCKETS) + 1))
     total_ns: int = 0
 
-    def observe(self, ns: int) -> None:
-        """Count one duration in nanoseconds."""
-        self.counts[bisect_left(_BUCKETS_NS, ns)] += 1
-        self.total_ns += ns
+    def observe(self, durations: Array) -> None:
+        """Count durations in nanoseconds: int64 [n]."""
+        import numpy as np
+
+        places = np.searchsorted(_BUCKETS_NS, durations)
+        for place, count in enumerate(np.bincount(places, minlength=len(self.counts)).tolist()):
+            self.counts[place] += count
+        self.total_ns += int(durations.sum())
 
 
-@dataclass(slots=True)
 class Counts:
     """The requests of one series: answers by code, and where the time of the good ones went.
 
     `failures` and `failed_ns` count the others; `last_ms` is when the last one was
-    answered, in milliseconds since 1970.
+    answered, in milliseconds since 1970. Times are noted as they come and put into
+    histograms many at once, which costs a tenth.
     """
 
-    failures: int = 0
-    failed_ns: int = 0
-    last_ms: int = 0
-    codes: dict[str, int] = field(default_factory=dict)
-    total: Histogram = field(default_factory=Histogram)
-    phases: tuple[Histogram, ...] = field(default_factory=lambda: tuple(Histogram() for _ in PHASES))
+    def __init__(self) -> None:
+        self.failures = 0
+        self.failed_ns = 0
+        self.last_ms = 0
+        self.codes: dict[str, int] = {}
+        self._total = Histogram()
+        self._phases = tuple(Histogram() for _ in PHASES)
+        self._noted: list[tuple[int, ...]] = []
+
+    @property
+    def total(self) -> Histogram:
+        """From arrival to answer."""
+        self._fold()
+        return self._total
+
+    @property
+    def phases(self) -> tuple[Histogram, ...]:
+        """The parts of it, in the order of PHASES."""
+        self._fold()
+        return self._phases
+
+    def note(self, times: tuple[int, ...]) -> None:
+        """Note one good answer: when it arrived, and when each phase ended."""
+        self._noted.append(times)
+        if len(self._noted) >= NOTED_MAX:
+            self._fold()
+
+    def _fold(self) -> None:
+        if not self._noted:
+            return
+        import numpy as np
+
+        times = np.array(self._noted, np.int64)
+        self._noted.clear()
+        self._total.observe(times[:, -1] - times[:, 0])
+        for histogram, durations in zip(self._phases, np.diff(times).T, strict=True):
+            histogram.observe(durations)
 
 
 class Metrics:
@@ -90,11 +126,8 @@ class Metrics:
             counts.failures += 1
             counts.failed_ns += now_ns - start
         else:
-            counts.total.observe(now_ns - start)
             entry = call.entries[-1]
-            times = (start, call.parsed_ns, entry.started_ns, entry.ended_ns, now_ns)
-            for histogram, begin, end in zip(counts.phases, times, times[1:], strict=False):
-                histogram.observe(end - begin)
+            counts.note((start, call.parsed_ns, entry.started_ns, entry.ended_ns, now_ns))
 
     def render(self) -> bytes:
         """All metrics as Prometheus text."""
