@@ -173,19 +173,25 @@ class Connection(asyncio.Protocol):
         """Parse. An offer to upgrade (Java's client makes one on every first request) is declined
         by reading the request again without it, since llhttp would take no body behind it.
         """
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as offer:
-            method, target, headers = self._parser.get_method(), self._target, self._headers
-            if method == b"CONNECT":
-                raise RequestError("this server is no proxy", found="CONNECT") from offer
-            offered = (b"upgrade", b"http2-settings")
-            wishes = [w.strip() for w in headers.get(b"connection", b"").lower().split(b",")]
-            headers[b"connection"] = b", ".join(w for w in wishes if w not in offered) or b"keep-alive"
-            head = b"".join([b"%s: %s\r\n" % pair for pair in headers.items() if pair[0] not in offered])
-            self._reset()
-            self._parser = httptools.HttpRequestParser(self)
-            self._feed(b"%s %s HTTP/1.1\r\n%s\r\n%s" % (method, target, head, data[offer.args[0] :]))
+        while True:
+            try:
+                self._parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as offer:
+                data = self._declined(data[offer.args[0] :], offer)
+
+    def _declined(self, rest: bytes, offer: Exception) -> bytes:
+        """The request that has just been read, without its offer, and what follows it."""
+        method, target, headers = self._parser.get_method(), self._target, self._headers
+        if method == b"CONNECT":
+            raise RequestError("this server is no proxy", found="CONNECT") from offer
+        offered = (b"upgrade", b"http2-settings")
+        wishes = [w.strip() for w in headers.get(b"connection", b"").lower().split(b",")]
+        headers[b"connection"] = b", ".join(w for w in wishes if w not in offered) or b"keep-alive"
+        head = b"".join([b"%s: %s\r\n" % pair for pair in headers.items() if pair[0] not in offered])
+        self._reset()
+        self._parser = httptools.HttpRequestParser(self)
+        return b"%s %s HTTP/1.1\r\n%s\r\n%s" % (method, target, head, rest)
 
     def eof_received(self) -> bool:
         """The client will send no more; answers on their way still go out."""
