@@ -56,6 +56,7 @@ class _Pending:
     response: Response | None = None
     cancel: Cancel | None = None
     body_bytes: int = 0
+    dropped: bool = False
 
 
 @dataclass(slots=True)
@@ -139,13 +140,19 @@ class Connection(asyncio.Protocol):
         self._closing = True
         self._peers.buffered -= len(self._body)
         self._body = bytearray()
+        self._drop_pending()
+        self._transport = None
+
+    def _drop_pending(self) -> None:
+        """Forget the requests that will not be answered; of an answered one the body is no longer counted."""
         for pending in self._pending:
-            self._peers.buffered -= pending.body_bytes
+            pending.dropped = True
+            if pending.response is None:
+                self._peers.buffered -= pending.body_bytes
             if pending.cancel is not None:
                 pending.cancel()
         self._pending.clear()
         self._parked.clear()
-        self._transport = None
 
     def data_received(self, data: bytes) -> None:
         if self._closing or self._lingering:
@@ -279,27 +286,29 @@ class Connection(asyncio.Protocol):
 
     def _answer(self, pending: _Pending, response: Response) -> None:
         """Note an answer, and write all that are next in line."""
-        if self._transport is None or pending.response is not None:
+        if self._transport is None or pending.dropped or pending.response is not None:
             return
         pending.response = response
         self._peers.buffered -= pending.body_bytes
-        ready = []
+        ready, over = [], False
         while self._pending and (answer := self._pending[0].response) is not None:
             first = self._pending.popleft()
             keep = first.keep_alive and not (self.draining and not self._pending)
             ready.append(answer.encode(keep_alive=keep, head_only=first.head_only))
             if not keep:
-                self._closing = True
-                self._parked.clear()
+                self._closing = over = True
                 break
         if ready:
             self._transport.write(ready[0] if len(ready) == 1 else b"".join(ready))
-        if self._closing and self._lingering:
+        if over:
+            self._drop_pending()
+        over = over or (self._closing and not self._pending)
+        if over and self._lingering:
             # Closing now, with bytes of the client unread, would reset the connection and
             # could take the answer with it: end our side, and let the client end its own.
             self._started = time.monotonic() - self._peers.send_timeout_s + LINGER_S
             self._transport.write_eof()
-        elif self._closing and not (self._pending and self._pending[0].keep_alive):
+        elif over:
             self._transport.close()
         elif self._parked or self._paused:
             self._dispatch()
