@@ -76,6 +76,7 @@ class GrpcServer:
             ("grpc.max_concurrent_streams", STREAMS_MAX),
             ("grpc.so_reuseport", 0),
         ]
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_worth_a_line)
         self._server = grpc.aio.server(options=options)
         self._server.add_generic_rpc_handlers((_Handlers(self),))
         try:
@@ -183,6 +184,14 @@ class _Handlers:
 
     def service(self, details: Any) -> Any:
         return self._server.handler(details.method.removeprefix("/"))
+
+
+def _worth_a_line(record: logging.LogRecord) -> bool:
+    """Whether grpcio's message says more than that a client has left while it was answered.
+
+    That one is an error with a traceback, which any client could write into the log at will.
+    """
+    return not record.getMessage().startswith("ExecuteBatchError raised in core by servicer method")
 
 
 async def _abort(grpc_context: Any, error: MserveError) -> None:
