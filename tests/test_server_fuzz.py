@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import select
 import socket
 import struct
 import time
@@ -201,7 +202,12 @@ def test_a_client_that_leaves_does_not_widen_the_budget_of_bodies(slow: Running)
     try:
         for link in links:
             link.sendall(head + b"x" * 900_000)
-        assert links[-1].recv(12) == b"HTTP/1.1 429"
+        slow.wait_until(lambda: len(_readable(links)) == 4)  # two fit; which ones is chance
+        assert {link.recv(12) for link in _readable(links)} == {b"HTTP/1.1 429"}
     finally:
         for link in links:
             link.close()
+
+
+def _readable(links: list[socket.socket]) -> list[socket.socket]:
+    return select.select(links, [], [], 0)[0]
