@@ -12,7 +12,8 @@
         ├── NotFound 404   MethodNotAllowed 405   PayloadTooLarge 413   HeadersTooLarge 431
         ├── UnsupportedEncoding 415   Overloaded 429   Unavailable 503   Forbidden 403
         ├── DeadlineExceeded 504      ExecutionFailed 500   ClientLeft 499   Unauthenticated 401
-        └── FailedPrecondition 400    Unimplemented 501
+        ├── FailedPrecondition 400    Unimplemented 501
+        └── InputsRefused 400 (an ExecutionFailed)
 
 Errors are raised deep, worded once, and shown at two edges only: `mserve.cli` (exit
 code) and the server's codecs (HTTP status, gRPC status).
@@ -281,3 +282,11 @@ class ExecutionFailed(RequestError):
     http_status = 500
     grpc_status = "INTERNAL"
     code = "execution-failed"
+
+
+class InputsRefused(ExecutionFailed):
+    """The model itself says that the inputs are wrong, such as an index out of range."""
+
+    http_status = 400
+    grpc_status = "INVALID_ARGUMENT"
+    code = "inputs-refused"

@@ -186,6 +186,8 @@ def is_dim(value: object) -> bool:
     return (isinstance(value, int) and value >= 0) or (isinstance(value, str) and value != "")
 
 
+# Rows without elements cost nothing to send, and counters add them up.
+ROWS_MAX = 2**31 - 1
 METHODS = ("predict", "classify", "regress")
 DEFAULT_SIGNATURE = "serving_default"
 
@@ -298,7 +300,10 @@ def check_inputs(signature: Signature, inputs: Mapping[str, Array]) -> int:
             expected="one size of axis 0",
             found=", ".join(f"{a}: {'a scalar' if n < 0 else n}" for a, n in rows.items()),
         )
-    return next(iter(rows.values()))
+    count = next(iter(rows.values()))
+    if count > ROWS_MAX:
+        raise RequestError("a request has too many rows", expected=f"at most {ROWS_MAX}", found=count)
+    return count
 
 
 def _check_shape(alias: str, spec: tuple[Dim, ...], found: tuple[int, ...], symbols: dict[str, int]) -> None:

@@ -337,7 +337,10 @@ def test_ctrl_c_at_any_time_is_130(tmp_path: Path) -> None:
         time.sleep(delay)
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=30)
-        # Before the first line of ours runs, it is Python itself that is interrupted.
+        # Before the first line of ours runs, it is Python itself that is interrupted, and
+        # while it looks for the module it makes of that what it likes.
+        if "_get_module_details" in stderr:
+            continue
         assert process.returncode in (130, 3, -2), stderr
         if "mserve" in stderr:
             assert process.returncode != -2, stderr

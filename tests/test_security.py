@@ -32,6 +32,7 @@ def configured(folder: Path, tables: str, *flags: str) -> Iterator[Running]:
     config = folder / "mserve.toml"
     config.write_text(f'[models.m]\nbase_path = "m"\n\n{tables}\n')
     with serving(f"--config={config}", folder / "log", *flags, ready="[tls]" not in tables) as running:
+        running.wait_until(lambda: "m version 1: available" in running.log())
         yield running
 
 

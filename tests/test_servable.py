@@ -158,7 +158,7 @@ def test_a_model_that_fails_on_a_request_says_why(tmp_path: Path) -> None:
     assert np.array_equal(servable.run({"ids": np.array([3])})["y"], floats(10, 2)[3:4])
     with pytest.raises(ExecutionFailed, match="indices element out of data bounds") as caught:
         servable.run({"ids": np.array([10])})
-    assert (caught.value.exit_code, caught.value.http_status) == (3, 500)
+    assert (caught.value.exit_code, caught.value.http_status) == (3, 400)
 
 
 def test_signatures_by_name(mlp: ModelProto, tmp_path: Path) -> None:

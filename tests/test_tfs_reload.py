@@ -75,13 +75,15 @@ def test_a_model_that_cannot_come_is_told_and_keeps_nobody_waiting(
     nowhere = {"name": "nowhere", "base_path": str(tmp_path / "nowhere")}
     arriving = {"name": "arriving", "base_path": str(tmp_path / "arriving")}
     seventh = {"specific": {"versions": [1, 7]}}
-    code, text = reload(channel, flowers | {"model_version_policy": seventh}, nowhere, arriving)
+    endless = {"name": "endless", "base_path": "/m" * 4000}
+    code, text = reload(channel, flowers | {"model_version_policy": seventh}, nowhere, arriving, endless)
     assert code == 14
     reasons = dict(reason.split(": ", 1) for reason in text.splitlines())
-    assert reasons.keys() == {"flowers", "nowhere", "arriving"}
+    assert reasons.keys() == {"flowers", "nowhere", "arriving", "endless"}
     assert "version 7 is not in" in reasons["flowers"]
     assert "No such file or directory" in reasons["nowhere"]
     assert "no export.meta" in reasons["arriving"]
+    assert "File name too long" in reasons["endless"]
     answer = ask(channel, "Predict", predict(spec(), a=A, b=B))
     assert answer.model_spec.version.value == 1
     export_flowers(tmp_path / "nowhere", version=3)

@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..errors import ExecutionFailed, MetaGraphMalformed, ModelRefused
+from ..errors import ExecutionFailed, InputsRefused, MetaGraphMalformed, ModelRefused
 from ..format.graph import Graph
 from ..format.prune import Parts
 from ..tensors import DTYPES, SHORT_TYPES, Array, DType, Signature
@@ -78,13 +78,15 @@ class Session:
         self._weights.release()
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
-        """Compute the named tensors. Raises ExecutionFailed with ONNX Runtime's message."""
+        """Compute the named tensors. Raises ExecutionFailed with ONNX Runtime's message; where it
+        blames the inputs (an index out of range, say), InputsRefused.
+        """
         try:
             if self._short:
                 return _run_short(self._session, outputs, feeds)
             return self._session.run(outputs, feeds)  # type: ignore[no-any-return]
         except Exception as error:  # ONNX Runtime's own exception types share no useful base
-            raise ExecutionFailed("the model failed on these inputs", found=_first_line(error)) from error
+            raise _failure(error) from error
 
 
 def sessions_for(
@@ -191,6 +193,14 @@ def _from_value(value: Any) -> Array:
         return np.empty(value.shape(), dtype.to_numpy())
     memory = (ctypes.c_char * size).from_address(value.data_ptr())
     return np.frombuffer(memory, dtype.to_numpy()).reshape(value.shape()).copy()
+
+
+def _failure(error: Exception) -> ExecutionFailed:
+    from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+
+    if isinstance(error, InvalidArgument):
+        return InputsRefused("the model refuses these inputs", found=_first_line(error))
+    return ExecutionFailed("the model failed on these inputs", found=_first_line(error))
 
 
 def _first_line(error: Exception) -> str:

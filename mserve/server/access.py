@@ -80,6 +80,16 @@ class Access:
         for file in self.files():
             file.read()
 
+    @property
+    def tokens_asked(self) -> bool:
+        """Whether requests need a token."""
+        return self._tokens is not None
+
+    @property
+    def admin_tokens_asked(self) -> bool:
+        """Whether administrative calls need a token, of their own or any."""
+        return bool(self.files())
+
     def files(self) -> list[TokenFile]:
         """The token files there are."""
         return [file for file in (self._tokens, self._admin) if file is not None]

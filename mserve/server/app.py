@@ -17,7 +17,7 @@ from ..loader.reconciler import Reconciler
 from ..loader.servable import Batching, load
 from ..runtime.ort import cpu_budget
 from ..wire.http1 import TEXT, Request, Response, json_response
-from . import logs, tfs_reload
+from . import logs, openapi, tfs_reload
 from .access import Access
 from .calls import Calls, as_error
 from .config import Config
@@ -204,6 +204,10 @@ class Server:
     def _page(self, path: str) -> Response | None:
         if path in ("/metrics", "/monitoring/prometheus/metrics"):
             return Response(200, self.metrics.render(), CONTENT_TYPE)
+        if path == "/openapi.json":
+            tokens, admins = self.access.tokens_asked, self.access.admin_tokens_asked
+            models = self.reconciler.models
+            return json_response(openapi.document(models, tokens=tokens, admin_tokens=admins))
         if path == "/livez":
             return Response(200, b"ok\n", TEXT)
         if path == "/readyz":

@@ -82,6 +82,7 @@ class GrpcServer:
             ("grpc.keepalive_timeout_ms", KEEPALIVE_MS // 2),
             ("grpc.http2.min_recv_ping_interval_without_data_ms", PING_INTERVAL_MS),
         ]
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_worth_a_line)
         most = self._peers.connections_max
         self._server = grpc.aio.server(options=options, maximum_concurrent_rpcs=most)
         self._server.add_generic_rpc_handlers((_Handlers(self),))
@@ -194,6 +195,14 @@ class _Handlers:
 
     def service(self, details: Any) -> Any:
         return self._server.handler(details.method.removeprefix("/"))
+
+
+def _worth_a_line(record: logging.LogRecord) -> bool:
+    """Whether grpcio's message says more than that a client has left while it was answered.
+
+    That one is an error with a traceback, which any client could write into the log at will.
+    """
+    return not record.getMessage().startswith("ExecuteBatchError raised in core by servicer method")
 
 
 async def _abort(grpc_context: Any, error: MserveError) -> None:

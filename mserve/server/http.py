@@ -56,6 +56,7 @@ class _Pending:
     response: Response | None = None
     cancel: Cancel | None = None
     body_bytes: int = 0
+    dropped: bool = False
 
 
 @dataclass(slots=True)
@@ -148,13 +149,19 @@ class Connection(asyncio.Protocol):
         self._closing = True
         self._peers.buffered -= len(self._body)
         self._body = bytearray()
+        self._drop_pending()
+        self._transport = None
+
+    def _drop_pending(self) -> None:
+        """Forget the requests that will not be answered; of an answered one the body is no longer counted."""
         for pending in self._pending:
-            self._peers.buffered -= pending.body_bytes
+            pending.dropped = True
+            if pending.response is None:
+                self._peers.buffered -= pending.body_bytes
             if pending.cancel is not None:
                 pending.cancel()
         self._pending.clear()
         self._parked.clear()
-        self._transport = None
 
     def data_received(self, data: bytes) -> None:
         if self._closing or self._lingering:
@@ -182,19 +189,25 @@ class Connection(asyncio.Protocol):
         """Parse. An offer to upgrade (Java's client makes one on every first request) is declined
         by reading the request again without it, since llhttp would take no body behind it.
         """
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as offer:
-            method, target, headers = self._parser.get_method(), self._target, self._headers
-            if method == b"CONNECT":
-                raise RequestError("this server is no proxy", found="CONNECT") from offer
-            offered = (b"upgrade", b"http2-settings")
-            wishes = [w.strip() for w in headers.get(b"connection", b"").lower().split(b",")]
-            headers[b"connection"] = b", ".join(w for w in wishes if w not in offered) or b"keep-alive"
-            head = b"".join([b"%s: %s\r\n" % pair for pair in headers.items() if pair[0] not in offered])
-            self._reset()
-            self._parser = httptools.HttpRequestParser(self)
-            self._feed(b"%s %s HTTP/1.1\r\n%s\r\n%s" % (method, target, head, data[offer.args[0] :]))
+        while True:
+            try:
+                self._parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as offer:
+                data = self._declined(data[offer.args[0] :], offer)
+
+    def _declined(self, rest: bytes, offer: Exception) -> bytes:
+        """The request that has just been read, without its offer, and what follows it."""
+        method, target, headers = self._parser.get_method(), self._target, self._headers
+        if method == b"CONNECT":
+            raise RequestError("this server is no proxy", found="CONNECT") from offer
+        offered = (b"upgrade", b"http2-settings")
+        wishes = [w.strip() for w in headers.get(b"connection", b"").lower().split(b",")]
+        headers[b"connection"] = b", ".join(w for w in wishes if w not in offered) or b"keep-alive"
+        head = b"".join([b"%s: %s\r\n" % pair for pair in headers.items() if pair[0] not in offered])
+        self._reset()
+        self._parser = httptools.HttpRequestParser(self)
+        return b"%s %s HTTP/1.1\r\n%s\r\n%s" % (method, target, head, rest)
 
     def eof_received(self) -> bool:
         """The client will send no more; answers on their way still go out."""
@@ -277,27 +290,29 @@ class Connection(asyncio.Protocol):
 
     def _answer(self, pending: _Pending, response: Response) -> None:
         """Note an answer, and write all that are next in line."""
-        if self._transport is None or pending.response is not None:
+        if self._transport is None or pending.dropped or pending.response is not None:
             return
         pending.response = response
         self._peers.buffered -= pending.body_bytes
-        ready = []
+        ready, over = [], False
         while self._pending and (answer := self._pending[0].response) is not None:
             first = self._pending.popleft()
             keep = first.keep_alive and not (self.draining and not self._pending)
             ready.append(answer.encode(keep_alive=keep, head_only=first.head_only))
             if not keep:
-                self._closing = True
-                self._parked.clear()
+                self._closing = over = True
                 break
         if ready:
             self._transport.write(ready[0] if len(ready) == 1 else b"".join(ready))
-        if self._closing and self._lingering:
+        if over:
+            self._drop_pending()
+        over = over or (self._closing and not self._pending)
+        if over and self._lingering:
             # Closing now, with bytes of the client unread, would reset the connection and
             # could take the answer with it: end our side, and let the client end its own.
             self._started = time.monotonic() - self._peers.send_timeout_s + LINGER_S
             self._transport.write_eof()
-        elif self._closing and not (self._pending and self._pending[0].keep_alive):
+        elif over:
             self._transport.close()
         elif self._parked or self._paused:
             self._dispatch()

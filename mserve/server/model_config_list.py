@@ -7,6 +7,7 @@ instead of stopping the server, and a list of versions may not be empty.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def _base_path(entry: Any, place: str, folder: Path | None) -> Path:
             "the model's base_path cannot be used", where=place, expected=expected, found=show(text)
         )
     path = folder / path if folder else path
-    if path.is_file():
+    if os.path.isfile(path):  # Path.is_file raises for a name that is too long
         raise InputError("the model's base_path is a file", where=place, expected="a directory", found=path)
     return path
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,7 +121,7 @@ def _path(value: Any, folder: Path) -> Path:
 
 def _directory(value: Any, folder: Path) -> Path:
     path = _path(value, folder)
-    if path.is_file():
+    if os.path.isfile(path):  # Path.is_file raises for a name that is too long
         raise ValueError(f"{path}, which is a file")
     return path
 

@@ -319,7 +319,9 @@ def classify(array: Array, classes: int, labels: Sequence[str], *, rows: bool) -
     if array.dtype.kind in "OUSb":
         raise RequestError("only an output of numbers can be classified")
     numbers = array.astype(np.float32) if array.dtype.kind == "V" or array.dtype == np.float16 else array
-    flat = numbers.reshape(len(numbers), -1) if rows and numbers.ndim else numbers.reshape(1, -1)
+    apart = rows and numbers.ndim
+    # Not -1 for the second: numpy has no such shape for no rows.
+    flat = numbers.reshape(len(numbers), math.prod(numbers.shape[1:])) if apart else numbers.reshape(1, -1)
     keys = np.where(np.isnan(flat), -np.inf, flat) if flat.dtype.kind == "f" else flat
     # Among equals the first one counts, so the order is reversed twice.
     last = flat.shape[1] - 1
@@ -330,4 +332,4 @@ def classify(array: Array, classes: int, labels: Sequence[str], *, rows: bool) -
     for at, index in np.ndenumerate(best):
         label = labels[int(index)] if index < len(labels) else ""
         texts[at] = form % values[at] + f":{index}" + (f":{label}" if label else "")
-    return texts if rows and numbers.ndim else texts[0]
+    return texts if apart else texts[0]

@@ -48,7 +48,10 @@ def _parse_lenient(body: bytes | bytearray, error: orjson.JSONDecodeError, stric
     odd = b"NaN" in body or b"Infinity" in body
     if odd and not strict:
         try:
-            return json.loads(body)
+            value = json.loads(body)
+            if b"\\u" in body:  # lone surrogates, which the strict reader refuses, are no text
+                json.dumps(value, ensure_ascii=False).encode()
+            return value
         except (ValueError, RecursionError):
             pass
     raise RequestError(
