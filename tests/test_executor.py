@@ -126,7 +126,7 @@ def test_queue_times_are_not_negative_when_an_answer_causes_the_next_request(loo
 
 def test_mapped_weights_are_never_read_on_the_loop(lookup: Servable) -> None:
     """A page of a mapped table may have to come from the disk."""
-    lookup.private_memory = False
+    lookup.predictable = False
 
     async def work(executor: Executor, front: Front) -> None:
         for _ in range(50):
@@ -246,5 +246,121 @@ def test_what_cannot_be_answered_in_its_time_is_refused_at_once(lookup: Servable
         while len(answered) < 2:
             await asyncio.sleep(0.001)
         assert not any(isinstance(a, MserveError) for a in answered)
+
+    on_loop(work)
+
+
+def square_model(operator: str = "") -> onnx.ModelProto:
+    """y = the sums of the rows of x x^T; with `operator`, one more whose cost depends on values."""
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["x", "t"], ["p"]),
+        helper.make_node("ReduceSum", ["p", "axes"], ["s"], keepdims=0),
+    ]
+    weights = [numpy_helper.from_array(np.array([1], np.int64), "axes")]
+    if operator:
+        weights.append(numpy_helper.from_array(np.array([1, 1], np.int64), "ones"))
+        nodes.append(helper.make_node(operator, ["s", "ones"], ["y"]))
+    else:
+        nodes.append(helper.make_node("Identity", ["s"], ["y"]))
+    ports = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", "n", 1]),
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", "n"]),
+    ]
+    graph = helper.make_graph(nodes, "square", ports[:1], ports[1:], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+@pytest.mark.parametrize(
+    ("what", "operator", "inline"),
+    [
+        ("a size that was never seen is not run on the loop", "", True),
+        ("nor is a cost that depends on values", "Tile", False),
+    ],
+)
+def test_only_what_is_known_to_be_short_runs_on_the_loop(
+    tmp_path: Path, what: str, operator: str, inline: bool
+) -> None:
+    mserve.export(square_model(operator), tmp_path / "square", golden=0)
+    servable = mserve.load(tmp_path / "square")
+
+    async def ask_one(front: Front, size: int) -> bool:
+        """Whether a request was run on the loop."""
+        before = servable.stats.inline
+        answer = asyncio.get_running_loop().create_future()
+        query = Query("serving_default", {"x": np.ones((1, size, 1), np.float32)})
+        front.predict(servable, query, answer.set_result)
+        assert (await answer)[0].tolist() == [[size] * size], what
+        return servable.stats.inline > before
+
+    async def work(executor: Executor, front: Front) -> None:
+        small = [await ask_one(front, 4) for _ in range(300)]
+        assert any(small) == inline
+        assert not await ask_one(front, 1000)
+
+    on_loop(work)
+
+
+def endless_model() -> onnx.ModelProto:
+    """y = x, after as many empty turns of a loop as x says."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Identity", ["v"], ["w"])],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("v", TensorProto.INT64, [1]),
+        ],
+        [
+            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("w", TensorProto.INT64, [1]),
+        ],
+    )
+    nodes = [
+        helper.make_node("Squeeze", ["x"], ["turns"]),
+        helper.make_node("Loop", ["turns", "true", "x"], ["y"], body=body),
+    ]
+    ports = [helper.make_tensor_value_info(n, TensorProto.INT64, [1]) for n in ("x", "y")]
+    weights = [numpy_helper.from_array(np.array(True), "true")]
+    graph = helper.make_graph(nodes, "endless", ports[:1], ports[1:], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+def test_a_run_that_nobody_waits_for_any_more_is_ended(tmp_path: Path) -> None:
+    """Two runs without an end take both workers; when their time is over, others are answered again."""
+    mserve.export(endless_model(), tmp_path / "endless", golden=0)
+    servable = mserve.load(tmp_path / "endless")
+
+    async def work(executor: Executor, front: Front) -> None:
+        loop = asyncio.get_running_loop()
+
+        def send(turns: int, timeout_ns: int) -> asyncio.Future[Any]:
+            answer = loop.create_future()
+            query = Query("serving_default", {"x": np.array([turns], np.int64)})
+            front.predict(servable, query, answer.set_result, timeout_ns=timeout_ns)
+            return answer
+
+        late = [send(2**60, 200_000_000) for _ in range(2)]
+        for answer in late:
+            assert isinstance(await answer, DeadlineExceeded)
+        good = await asyncio.wait_for(send(3, 20_000_000_000), 20)
+        assert good[0].tolist() == [3]
+        assert servable.in_flight <= 2
+
+    on_loop(work)
+    servable.close()
+
+
+def test_an_answer_that_cannot_be_taken_is_not_its_neighbours_business(lookup: Servable) -> None:
+    async def work(executor: Executor, front: Front) -> None:
+        def refuse(_: Any) -> None:
+            raise OSError("no such directory")
+
+        answers: list[Any] = []
+        for reply in (answers.append, refuse, answers.append):
+            front.predict(lookup, Query("serving_default", {"i": np.array([1], np.int64)}), reply)
+        while len(answers) < 2:
+            await asyncio.sleep(0.001)
+        assert lookup.in_flight == 0
 
     on_loop(work)

@@ -189,3 +189,30 @@ def test_series_end_with_their_versions_and_names_from_requests_make_none(tmp_pa
     assert len(metrics.series) <= 3
     servable.close()
     give_back()
+
+
+def test_an_access_log_whose_directory_is_gone_costs_lines_and_no_answers(tmp_path: Path) -> None:
+    mserve.export(builders.constant(7), tmp_path / "m", golden=0)
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    config = tmp_path / "mserve.toml"
+    config.write_text(f'[models.m]\nbase_path = "m"\n[log]\naccess = "{folder}/access.log"\n')
+    with serving(f"--config={config}", tmp_path / "log") as running:
+        assert running.ask("POST", PREDICT, ROW).status == 200
+        (folder / "access.log").unlink()
+        folder.rmdir()
+        for _ in range(5):
+            assert running.ask("POST", PREDICT, ROW).status == 200
+        assert running.log().count("the access log loses lines") == 1
+        folder.mkdir()
+        running.wait_until(lambda: running.get("/livez").status == 200 and (folder / "access.log").exists())
+
+
+def test_json_of_too_many_values_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    mserve.export(builders.constant(7), tmp_path / "m", golden=0)
+    with serving(tmp_path / "m", tmp_path / "log") as running:
+        body = b'{"instances":[' + b"[]," * 4_000_000 + b"[]]}"
+        answer = running.ask("POST", PREDICT, body)
+        assert (answer.status, "4,000,000" in answer.error) == (413, True)
+        head = {"Inference-Header-Content-Length": str(len(body))}
+        assert running.ask("POST", "/v2/models/m/infer", body, head).status == 413

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..errors import MserveError, Overloaded
 from ..loader.servable import Batching, Servable
@@ -32,6 +33,7 @@ class Entry:
 
     `alone` marks a request that must not share a batch. Times are monotonic nanoseconds;
     a deadline of 0 means none; `started_ns` and `ended_ns` are those of its last run.
+    `key` is what it must share with others to run together, once it is queued.
     """
 
     servable: Servable
@@ -45,15 +47,17 @@ class Entry:
     cancelled: bool = False
     started_ns: int = 0
     ended_ns: int = 0
+    key: Hashable = None
 
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """Entries to be run together; all of one servable and signature."""
+    """Entries to be run together; all of one servable and signature. `options` can end its run."""
 
     key: Hashable
     entries: list[Entry]
     rows: int
+    options: Any = None
 
 
 @dataclass(slots=True)
@@ -114,7 +118,7 @@ class Batcher:
     def add(self, entry: Entry) -> None:
         """Queue a request. Raises Overloaded when the queue is full; one that is not takes any request."""
         backlog = self.check_room(entry.servable)
-        key = batch_key(entry)
+        key = entry.key = batch_key(entry)
         queue = self._queues.get(key)
         if queue is None:
             queue = self._queues[key] = _Queue()
@@ -201,10 +205,13 @@ class Batcher:
 
 
 def batch_key(entry: Entry) -> Hashable:
-    """What two requests must share to run together: servable, signature, sizes behind axis 0."""
+    """What two requests must share to run together: servable, signature, sizes behind axis 0.
+
+    A request that runs alone shares nothing, and all of its sizes count.
+    """
     return (
         id(entry.servable),
         entry.signature,
         entry.alone,
-        tuple(x.shape[1:] for x in entry.inputs.values()),
+        tuple(x.shape if entry.alone else x.shape[1:] for x in entry.inputs.values()),
     )

@@ -14,11 +14,12 @@ error; their neighbours get their answers.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from queue import SimpleQueue
 
 from ..errors import DeadlineExceeded, ExecutionFailed, MserveError, Overloaded, Unavailable
@@ -26,8 +27,12 @@ from ..loader.servable import BATCH_BUCKETS, Servable
 from ..tensors import Array
 from .batcher import Batch, Batcher, Entry, Limits
 
+log = logging.getLogger("mserve")
+
 INLINE_RUN_NS = 150_000
 INLINE_TICK_NS = 500_000
+INLINE_TEXTS, INLINE_TEXT = 1 << 10, 64 << 10
+SIZES_MAX = 1 << 10
 RETRY_AFTER_MAX_S = 60
 SWEEP_S = 0.05
 
@@ -132,6 +137,7 @@ class Executor:
     def _send(self, batch: Batch) -> None:
         """Hand a batch to the worker threads."""
         self._free -= 1
+        batch.options = batch.entries[0].servable.run_options(batch.entries[0].signature)
         self._running.add(batch)
         self._work_queue.put(batch)
 
@@ -209,8 +215,7 @@ class Executor:
     def _answer(self, entry: Entry, result: Sequence[Array] | MserveError) -> None:
         entry.servable.in_flight -= 1
         if not entry.cancelled:
-            entry.cancelled = True
-            entry.reply(result)
+            _reply(entry, result)
 
     def _sweep(self) -> None:
         """Answer requests whose deadline has passed, also while their model is busy."""
@@ -221,10 +226,20 @@ class Executor:
         for batch in self._running:
             for entry in batch.entries:
                 if 0 < entry.deadline_ns <= now and not entry.cancelled:
-                    entry.cancelled = True
-                    entry.reply(_too_late("running"))
+                    _reply(entry, _too_late("running"))
+            if batch.options is not None and all(e.cancelled for e in batch.entries):
+                batch.options.terminate = True  # nobody waits for it, and others wait for its thread
         if not self.idle():
             self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
+
+
+def _reply(entry: Entry, result: Sequence[Array] | MserveError) -> None:
+    """Answer an entry; whatever goes wrong in that is not its neighbours' business."""
+    entry.cancelled = True
+    try:
+        entry.reply(result)
+    except Exception:
+        log.exception("our bug while answering a request")
 
 
 def _retry_after_s(wait_ns: float) -> int:
@@ -236,16 +251,33 @@ def _too_late(where: str) -> DeadlineExceeded:
 
 
 def _predict(head: Entry, rows: int) -> float:
-    """Predicted run time in nanoseconds; unknown sizes and mapped weights count as long."""
-    if not head.servable.private_memory:
+    """Predicted run time in nanoseconds; what cannot be told from sizes seen before counts as long."""
+    if not head.servable.predictable or _text_size(head) > INLINE_TEXT:
         return float("inf")
-    return head.servable.stats.curve.get((head.signature, rows.bit_length()), float("inf"))
+    return head.servable.stats.curve.get(_size(head, rows), float("inf"))
+
+
+def _size(entry: Entry, rows: int) -> Hashable:
+    """The size of a run, as far as its time depends on it: each axis to the next power of two."""
+    shapes: tuple[tuple[int, ...], ...] = entry.key[3]  # type: ignore[index]
+    axes = tuple(size.bit_length() for shape in shapes for size in shape)
+    return entry.signature, rows.bit_length(), axes
+
+
+def _text_size(entry: Entry) -> int:
+    """Characters of a request's texts; many texts count as too many without being read."""
+    texts = [x for x in entry.inputs.values() if x.dtype.hasobject]
+    if sum(x.size for x in texts) > INLINE_TEXTS:
+        return INLINE_TEXT + 1
+    return sum(len(text) for x in texts for text in x.ravel().tolist())
 
 
 def _learn(batch: Batch, run_ns: int) -> None:
     """Keep a high estimate of the run time by size: it rises at once and falls slowly."""
-    curve, key = batch.entries[0].servable.stats.curve, (batch.entries[0].signature, batch.rows.bit_length())
+    curve, key = batch.entries[0].servable.stats.curve, _size(batch.entries[0], batch.rows)
     known = curve.get(key, 0.0)
+    if not known and len(curve) >= SIZES_MAX:
+        curve.clear()
     curve[key] = max(float(run_ns), known * 0.95 + run_ns * 0.05)
 
 
@@ -271,11 +303,11 @@ def run_batch(batch: Batch) -> Outputs:
     entries = batch.entries
     first = entries[0]
     if len(entries) == 1:
-        return [list(first.servable.compute(first.signature, first.inputs))]
+        return [list(first.servable.compute(first.signature, first.inputs, batch.options))]
     import numpy as np
 
     joined = {alias: np.concatenate([e.inputs[alias] for e in entries]) for alias in first.inputs}
-    outputs = first.servable.compute(first.signature, joined)
+    outputs = first.servable.compute(first.signature, joined, batch.options)
     for alias, output in zip(first.servable.signatures[first.signature].outputs, outputs, strict=True):
         if output.ndim == 0 or len(output) != batch.rows:
             raise ExecutionFailed(

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import enum
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..errors import BundleIncomplete, ExecutionFailed, InputError, ModelRefused, MserveError, NotFound
 from ..examples import generate
@@ -53,6 +54,15 @@ LABELS_BYTES_MAX = 16 << 20
 
 # Upper bounds of the batch-size histogram, in rows.
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+# What an operator of these costs depends on values, not on sizes alone, or is hidden in
+# inner graphs: a model with one is never run on the event loop.
+COSTS_BY_VALUE = frozenset(
+    """
+    If Loop Scan SequenceMap Range Expand Tile ConstantOfShape EyeLike OneHot Pad Resize Upsample
+    CenterCropPad AffineGrid Col2Im MaxUnpool TopK Multinomial RandomNormal RandomUniform
+    DFT STFT HannWindow HammingWindow BlackmanWindow MelWeightMatrix
+    """.split()
+)
 
 # The rate at which a queue drains is an average over about two seconds, used once it is
 # known from a quarter of one.
@@ -73,9 +83,8 @@ class Stats:
     """Plain counters of one servable, written by the thread that owns it, read by anyone.
 
     `batch_ns` is the run time of the batches of each bucket of `batch_rows`. `curve` is a
-    high estimate of the run time in nanoseconds, by signature and the bit length of the
-    number of rows. `drain_rows` and `drain_ns` tell how fast rows went lately while
-    others waited; see `expected_wait_ns`.
+    high estimate of the run time in nanoseconds, by signature and sizes. `drain_rows` and
+    `drain_ns` tell how fast rows went lately while others waited; see `expected_wait_ns`.
     """
 
     batches: int = 0
@@ -85,7 +94,7 @@ class Stats:
     run_ns: int = 0
     queue_ns: int = 0
     inline: int = 0
-    curve: dict[tuple[str, int], float] = field(default_factory=dict)
+    curve: dict[Hashable, float] = field(default_factory=dict)
     drain_rows: float = 0.0
     drain_ns: float = 0.0
     drained_at_ns: int = 0
@@ -120,6 +129,9 @@ class Servable:
         self.batching: Batching | None = None
         self.stats = Stats()
         self.private_memory = all(s.private for s in sessions.values())
+        graph = bundle.graph
+        steady = not graph.functions and not COSTS_BY_VALUE.intersection(graph.operators)
+        self.predictable = self.private_memory and steady
         self._lock: Lock | None = None
         self._labels: Mapping[str, Sequence[str]] = {}
         self._sessions = sessions
@@ -151,13 +163,17 @@ class Servable:
         check_inputs(spec, arrays)
         return dict(zip(self._plans[name][1], self.compute(name, arrays), strict=True))
 
-    def compute(self, signature: str, inputs: Mapping[str, Array]) -> Sequence[Array]:
+    def run_options(self, signature: str) -> Any:
+        """What can end one run of a signature before its time, by `terminate`; None where nothing can."""
+        return self._sessions[signature].run_options()
+
+    def compute(self, signature: str, inputs: Mapping[str, Array], options: Any = None) -> Sequence[Array]:
         """Outputs in the signature's order, for inputs that were checked already."""
         if not self._sessions:
             raise RuntimeError("run on a closed servable")
         ports = self.signatures[signature].inputs
         return self._sessions[signature].run(
-            self._plans[signature][0], {ports[a].name: x for a, x in inputs.items()}
+            self._plans[signature][0], {ports[a].name: x for a, x in inputs.items()}, options
         )
 
     def warm_up(self) -> None:

@@ -7,7 +7,7 @@ every other graph is ONNX Runtime's.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..format import Bundle
 from ..format.graph import Graph
@@ -26,7 +26,10 @@ class Engine(Protocol):
     def release(self) -> None:
         """Let go of the weights' pages; called when nothing will run any more."""
 
-    def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
+    def run_options(self) -> Any:
+        """An object for one run that ends it when its `terminate` is set; None where runs are short."""
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, Array], options: Any = None) -> list[Array]:
         """Compute the named tensors from the named inputs. Raises ExecutionFailed."""
 
 

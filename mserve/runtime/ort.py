@@ -77,14 +77,20 @@ class Session:
         """Let go of the weights' pages, before the session itself goes."""
         self._weights.release()
 
-    def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
+    def run_options(self) -> Any:
+        """ONNX Runtime's options of one run: with `terminate` set it ends at the next operator."""
+        import onnxruntime as ort
+
+        return ort.RunOptions()
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, Array], options: Any = None) -> list[Array]:
         """Compute the named tensors. Raises ExecutionFailed with ONNX Runtime's message; where it
         blames the inputs (an index out of range, say), InputsRefused.
         """
         try:
             if self._short:
-                return _run_short(self._session, outputs, feeds)
-            return self._session.run(outputs, feeds)  # type: ignore[no-any-return]
+                return _run_short(self._session, outputs, feeds, options)
+            return self._session.run(outputs, feeds, options)  # type: ignore[no-any-return]
         except Exception as error:  # ONNX Runtime's own exception types share no useful base
             raise _failure(error) from error
 
@@ -159,7 +165,7 @@ def _short_types() -> dict[str, DType]:
     return {f"tensor({d.name})": d for d in DTYPES.values() if d.numpy in SHORT_TYPES and d.bits >= 8}
 
 
-def _run_short(session: Any, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
+def _run_short(session: Any, outputs: Sequence[str], feeds: Mapping[str, Array], options: Any) -> list[Array]:
     """Run a graph with short floats among its inputs and outputs.
 
     ONNX Runtime takes such values with a word on what they are, and gives them back as
@@ -168,8 +174,8 @@ def _run_short(session: Any, outputs: Sequence[str], feeds: Mapping[str, Array])
     """
     values = {name: x if x.dtype.hasobject else _to_value(x) for name, x in feeds.items()}
     if any(x.dtype.hasobject for x in feeds.values()):
-        return session.run(outputs, values)  # type: ignore[no-any-return]
-    return [_from_value(value) for value in session.run_with_ort_values(outputs, values)]
+        return session.run(outputs, values, options)  # type: ignore[no-any-return]
+    return [_from_value(value) for value in session.run_with_ort_values(outputs, values, options)]
 
 
 def _to_value(array: Array) -> Any:

@@ -179,7 +179,10 @@ class Table:
         """Let go of the table's pages, before the table itself goes."""
         self.weights.release()
 
-    def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
+    def run_options(self) -> None:
+        """A lookup is over soon."""
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, Array], options: Any = None) -> list[Array]:
         """The named columns, and whether the keys were found. Raises ExecutionFailed."""
         import numpy as np
 

@@ -216,9 +216,12 @@ class Calls:
 
     def _observe(self, call: Call, error: MserveError | None) -> None:
         now = time.monotonic_ns()
-        self.metrics.observe(call, error, now)
-        for observer in self.observers:
-            observer(call, error, now)
+        try:
+            self.metrics.observe(call, error, now)
+            for observer in self.observers:
+                observer(call, error, now)
+        except Exception:  # the answer goes out, whatever is wrong with counting it
+            log.exception("our bug while counting an answer of %s", call.model)
 
 
 def as_error(error: Exception, what: str) -> MserveError:

@@ -46,6 +46,26 @@ class JsonLines(logging.Formatter):
         return orjson.dumps(line, default=str).decode()
 
 
+class _AccessFile(WatchedFileHandler):
+    """A file that is opened again when it was moved away; what cannot be written is said once, and lost."""
+
+    _losing = _failed = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record; never raises."""
+        self._failed = False
+        try:
+            super().emit(record)  # to open again is outside of its own care for errors
+        except OSError:
+            self.handleError(record)
+        self._losing = self._failed
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        self._failed = True
+        if not self._losing:
+            log.warning("the access log loses lines: %s: %s", self.baseFilename, sys.exc_info()[1])
+
+
 def begin(table: LogTable) -> None:
     """Begin to log as `[log]` says. Raises EnvironmentProblem when the access log cannot be written."""
     handler = logging.StreamHandler(sys.stderr)
@@ -57,7 +77,7 @@ def begin(table: LogTable) -> None:
     if isinstance(table.access, Path):
         try:
             # It is opened again when it was moved away, as logrotate does.
-            to_file = WatchedFileHandler(table.access)
+            to_file = _AccessFile(table.access)
         except OSError as error:
             raise EnvironmentProblem(
                 "cannot write the access log", where=table.access, found=error.strerror or error

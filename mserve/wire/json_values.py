@@ -12,10 +12,27 @@ from base64 import b64decode
 from itertools import chain
 from typing import Any
 
-from ..errors import RequestError
+from ..errors import PayloadTooLarge, RequestError
 from ..tensors import DTYPES, Array, TensorSpec
 
 MAX_DEPTH = 64
+# Reading JSON holds Python's lock, in which nobody else is answered: about a second at most.
+MAX_VALUES = 4_000_000
+
+
+def check_values(body: bytes | bytearray | memoryview) -> None:
+    """Refuse a body of too many values before it is read. Raises PayloadTooLarge."""
+    if len(body) <= MAX_VALUES:
+        return
+    data = body.tobytes() if isinstance(body, memoryview) else body
+    count = data.count(b",") + data.count(b"[") + data.count(b"{")
+    if count > MAX_VALUES:
+        raise PayloadTooLarge(
+            "the JSON body has too many values",
+            expected=f"at most {MAX_VALUES:,}",
+            found=f"about {count:,}",
+            hint="send large tensors as binary data (Open Inference Protocol) or over gRPC",
+        )
 
 
 def to_array(value: Any, spec: TensorSpec, alias: str) -> Array:

@@ -17,6 +17,7 @@ import orjson
 
 from ..errors import RequestError
 from ..tensors import Array
+from .json_values import check_values
 from .oip import (
     RAW_ONLY,
     Buffer,
@@ -59,6 +60,7 @@ def parse(body: Buffer, header: bytes | None = None) -> InferRequest:
 
 def load(body: Buffer, expected: str) -> dict[str, Any]:
     """A body as a JSON object. Raises RequestError with the byte where it stops being one."""
+    check_values(body)
     try:
         message = orjson.loads(body)
     except orjson.JSONDecodeError as error:

@@ -24,7 +24,7 @@ import orjson
 
 from ..errors import ExecutionFailed, RequestError
 from ..tensors import Array, Signature, check_names, show_shape
-from .json_values import is_b64, kind, to_array
+from .json_values import check_values, is_b64, kind, to_array
 
 BYTES = "_bytes"
 _CHECK = "check what is sent"
@@ -32,6 +32,7 @@ _CHECK = "check what is sent"
 
 def parse(body: bytes | bytearray, *, strict: bool = False) -> dict[str, Any]:
     """A request body as an object. Raises RequestError with the byte where it stops being JSON."""
+    check_values(body)
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
