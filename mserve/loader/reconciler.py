@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..errors import BundleError, MserveError
+from ..errors import BundleError, EnvironmentProblem, MserveError
 from ..format import open_bundle
 from ..runtime.memory import give_back
 from .plan import DEFAULT_LABEL, Action, ModelConfig, Policy, Slot, follow, plan
@@ -32,7 +32,8 @@ RETRY_FIRST_NS = 1_000_000_000
 RETRY_MAX_NS = 60_000_000_000
 POLL_S = 1.0
 ENDED_KEPT = 8
-LOAD_THREADS = 2
+LOAD_THREADS = 8  # a load that hangs, in its first run say, is not to keep others waiting
+FREE_THREADS = 2
 SCAN_THREADS = 32
 UNSEEN = "not looked at yet"
 
@@ -121,6 +122,7 @@ class Reconciler:
         # No lower priority: a thread that loads holds Python's lock at times, and would keep
         # it while others, less important than the event loop, have the CPU.
         self._loaders = ThreadPoolExecutor(LOAD_THREADS, "mserve-load")
+        self._freers = ThreadPoolExecutor(FREE_THREADS, "mserve-free")
         self._scanners = ThreadPoolExecutor(SCAN_THREADS, "mserve-scan")
         self._tasks: set[asyncio.Task[None]] = set()
         self._watches: dict[str, asyncio.Task[None]] = {}
@@ -139,6 +141,7 @@ class Reconciler:
             watch.cancel()
         await asyncio.gather(*self._watches.values(), *self._tasks, return_exceptions=True)
         self._loaders.shutdown(wait=True, cancel_futures=True)
+        self._freers.shutdown(wait=True)
         self._scanners.shutdown(wait=False, cancel_futures=True)
         for model in self.models.values():
             for slot in [*model.slots.values(), *model.retired]:
@@ -282,6 +285,8 @@ class Reconciler:
             servable = await asyncio.get_running_loop().run_in_executor(self._loaders, self._open, slot.path)
         except MserveError as error:
             self._failed(model, slot, error)
+        except MemoryError as error:
+            self._failed(model, slot, _short_of_memory(slot.path, error))
         except Exception as error:
             log.exception("%s version %d: our bug while loading", name, slot.version)
             self._failed(model, slot, MserveError("loading failed unexpectedly", found=repr(error)))
@@ -328,7 +333,7 @@ class Reconciler:
         while servable is not None and servable.in_flight > 0:
             await asyncio.sleep(0.01)
         if servable is not None:
-            await asyncio.get_running_loop().run_in_executor(self._loaders, _free, servable)
+            await asyncio.get_running_loop().run_in_executor(self._freers, _free, servable)
         self._end(model, slot)
         log.info("%s version %d: unloaded", model.config.name, slot.version)
         model.wake.set()
@@ -348,6 +353,11 @@ def _missing(policy: Policy, found: Scan) -> str:
     """What a policy asks for and the base path does not hold."""
     absent = [str(v) for v in policy.versions if v not in found.candidates]
     return f"version {', '.join(absent)} is not there" if absent else ""
+
+
+def _short_of_memory(path: Path, error: MemoryError) -> EnvironmentProblem:
+    hint = "it is tried again; stop serving other versions, or give the server more memory"
+    return EnvironmentProblem("not enough memory to load the version", where=path, found=error, hint=hint)
 
 
 def _free(servable: Servable) -> None:

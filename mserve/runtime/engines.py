@@ -7,7 +7,7 @@ every other graph is ONNX Runtime's.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..format import Bundle
 from ..format.graph import Graph
@@ -26,8 +26,11 @@ class Engine(Protocol):
     def release(self) -> None:
         """Let go of the weights' pages; called when nothing will run any more."""
 
-    def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
-        """Compute the named tensors from the named inputs. Raises ExecutionFailed."""
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, Array], options: Any = None) -> list[Array]:
+        """Compute the named tensors from the named inputs. Raises ExecutionFailed.
+
+        `options` come from `ort.run_options`; to set their `terminate` ends a run that takes long.
+        """
 
 
 def open_engines(bundle: Bundle, *, prefetch: bool = False) -> Mapping[str, Engine]:
@@ -35,7 +38,7 @@ def open_engines(bundle: Bundle, *, prefetch: bool = False) -> Mapping[str, Engi
 
     `prefetch` reads mapped weights into the page cache before anything else. Raises
     ModelRefused, MetaGraphMalformed or FormatUnsupported when the graph cannot be run,
-    BundleIncomplete when a shard changes while it is opened.
+    BundleIncomplete when a shard changes while it is opened, or is not the recorded one.
     """
     weights = open_weights(bundle)
     if prefetch:

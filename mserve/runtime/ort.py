@@ -77,16 +77,25 @@ class Session:
         """Let go of the weights' pages, before the session itself goes."""
         self._weights.release()
 
-    def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, Array], options: Any = None) -> list[Array]:
         """Compute the named tensors. Raises ExecutionFailed with ONNX Runtime's message; where it
-        blames the inputs (an index out of range, say), InputsRefused.
+        blames the inputs (an index out of range, say), InputsRefused. `options`: see `run_options`.
         """
         try:
             if self._short:
-                return _run_short(self._session, outputs, feeds)
-            return self._session.run(outputs, feeds)  # type: ignore[no-any-return]
+                return _run_short(self._session, outputs, feeds, options)
+            return self._session.run(outputs, feeds, options)  # type: ignore[no-any-return]
         except Exception as error:  # ONNX Runtime's own exception types share no useful base
             raise _failure(error) from error
+
+
+def run_options() -> Any:
+    """Options of one run: another thread ends the run when it sets their `terminate` to True."""
+    import onnxruntime as ort
+
+    options = ort.RunOptions()
+    options.log_severity_level = 4  # it would print an error for each run that was ended
+    return options
 
 
 def sessions_for(
@@ -142,6 +151,8 @@ def _session(model: bytes, weights: Weights) -> Session:
     try:
         # Its fallback to the CPU provider, which is what was asked for, only prints noise.
         session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+    except MemoryError:  # not the model's fault, and it may pass
+        raise
     except Exception as error:
         raise ModelRefused(
             "ONNX Runtime does not accept the model",
@@ -159,7 +170,7 @@ def _short_types() -> dict[str, DType]:
     return {f"tensor({d.name})": d for d in DTYPES.values() if d.numpy in SHORT_TYPES and d.bits >= 8}
 
 
-def _run_short(session: Any, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
+def _run_short(session: Any, outputs: Sequence[str], feeds: Mapping[str, Array], options: Any) -> list[Array]:
     """Run a graph with short floats among its inputs and outputs.
 
     ONNX Runtime takes such values with a word on what they are, and gives them back as
@@ -168,8 +179,8 @@ def _run_short(session: Any, outputs: Sequence[str], feeds: Mapping[str, Array])
     """
     values = {name: x if x.dtype.hasobject else _to_value(x) for name, x in feeds.items()}
     if any(x.dtype.hasobject for x in feeds.values()):
-        return session.run(outputs, values)  # type: ignore[no-any-return]
-    return [_from_value(value) for value in session.run_with_ort_values(outputs, values)]
+        return session.run(outputs, values, options)  # type: ignore[no-any-return]
+    return [_from_value(value) for value in session.run_with_ort_values(outputs, values, options)]
 
 
 def _to_value(array: Array) -> Any:

@@ -179,8 +179,11 @@ class Table:
         """Let go of the table's pages, before the table itself goes."""
         self.weights.release()
 
-    def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
-        """The named columns, and whether the keys were found. Raises ExecutionFailed."""
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, Array], options: Any = None) -> list[Array]:
+        """The named columns, and whether the keys were found. Raises ExecutionFailed.
+
+        A lookup takes no time worth ending, so `options` change nothing.
+        """
         import numpy as np
 
         wanted = feeds.get(self.key)

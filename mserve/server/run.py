@@ -23,7 +23,7 @@ from urllib.parse import quote
 import uvloop
 
 from .. import __version__
-from ..errors import EnvironmentProblem, MserveError
+from ..errors import EnvironmentProblem, MserveError, RequestError
 from ..front import Front
 from ..numerics import show_bytes
 from ..runtime.ort import cpu_budget, share_threads
@@ -216,8 +216,11 @@ def curl_line(front: Front, name: str, url: str) -> str:
     """A shell line that makes a prediction when pasted."""
     servable = front.resolve(name)
     _, spec = servable.signature()
-    body = tfs_json.encode_inputs(servable.example(), rows=spec.batch_axis is not None).decode()
     model = f"{url}/v1/models/{quote(name, safe='')}"
+    try:
+        body = tfs_json.encode_inputs(servable.example(), rows=spec.batch_axis is not None).decode()
+    except RequestError:  # nobody can paste inputs that are too large to make some up
+        return f"curl -s {shlex.quote(f'{model}/metadata')}"
     call = shlex.quote(f"{model}:predict")
     if len(body) <= INLINE_BODY_CHARS:
         return f"curl -s -d {shlex.quote(body)} {call}"

@@ -1,0 +1,97 @@
+"""The first run of a version, before it answers anyone: it warms the model up, and proves it.
+
+Recorded requests are answered and compared with the recorded answers, grossly: other
+machines and versions of the engine round otherwise. That finds weights which are not the
+exported ones though their files have the right size, such as those of a copy that
+reserves its space before it writes. A run that does not end is stopped, since it would
+keep its thread for ever.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ExecutionFailed, ModelRefused, MserveError
+from ..format.golden import Golden
+from ..numerics import gross_difference
+from ..runtime.ort import run_options
+
+if TYPE_CHECKING:
+    from .servable import Servable
+
+WARM_UP_S = 60.0
+
+
+def warm_up(servable: Servable) -> None:
+    """Run the recorded requests once, or made-up inputs where there are none.
+
+    Raises ModelRefused when the model fails on its own recorded requests, answers them
+    otherwise than it did, or takes longer than WARM_UP_S.
+    """
+    with _limited(servable) as options:
+        for name, sample in servable.golden.items():
+            _prove(servable, name, sample, options)
+        if not servable.golden:
+            with suppress(MserveError):  # made-up inputs may not suit the model, or be too large
+                name, signature = servable.signature()
+                servable.compute(name, servable.made_up(signature), options)
+
+
+@contextmanager
+def _limited(servable: Servable) -> Iterator[Any]:
+    """Options of runs that end after WARM_UP_S. Raises ModelRefused if they did."""
+    # A table needs no ONNX Runtime, and is not to wait until that is imported.
+    options = run_options() if "onnxruntime" in sys.modules else None
+    over = threading.Event()
+
+    def end() -> None:
+        over.set()
+        if options is not None:
+            options.terminate = True
+
+    timer = threading.Timer(WARM_UP_S, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield options
+    except ModelRefused:
+        if not over.is_set():
+            raise
+    finally:
+        timer.cancel()
+    if over.is_set():
+        raise ModelRefused(
+            "the model's first run takes too long",
+            where=servable.bundle.path,
+            expected=f"at most {WARM_UP_S:g} s",
+            hint="does it hold a loop that never ends?",
+        )
+
+
+def _prove(servable: Servable, name: str, sample: Golden, options: Any) -> None:
+    """One signature's recorded requests, answered and compared."""
+    where = f"{servable.bundle.path}: signature {name}"
+    outputs = servable.signatures[name].outputs
+    try:
+        first = servable.compute(name, sample.inputs, options)
+        reasons = [gross_difference(sample.outputs[a], x) for a, x in zip(outputs, first, strict=True)]
+        if not any(reasons):
+            return
+        # A model that draws random numbers answers itself no better.
+        second = servable.compute(name, sample.inputs, options)
+    except ExecutionFailed as error:
+        raise ModelRefused(
+            "the model fails on its own golden samples", where=where, found=error.found
+        ) from error
+    for alias, reason, x, y in zip(outputs, reasons, first, second, strict=True):
+        if reason and not gross_difference(x, y):
+            raise ModelRefused(
+                "the model's answers to its recorded requests are not the recorded ones",
+                where=f"{where}, output {alias}",
+                found=reason,
+                hint="copy the version again from where it was exported; mserve validate tells what changed",
+            )
