@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import NotABundle, UnsafePath
@@ -51,8 +52,11 @@ def versions(base: Path) -> dict[int, Path]:
     with os.scandir(base) as entries:
         for entry in entries:
             version = parse_version(entry.name)
-            if version is not None and entry.is_dir() and len(entry.name) > len(found.get(version, "")):
-                found[version] = entry.name
+            if version is None or len(entry.name) <= len(found.get(version, "")):
+                continue
+            with suppress(OSError):  # a link to itself, say, is no directory
+                if entry.is_dir():
+                    found[version] = entry.name
     return {version: base / found[version] for version in sorted(found)}
 
 
