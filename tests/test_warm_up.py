@@ -203,3 +203,19 @@ def test_memory_that_is_short_is_waited_for(tmp_path: Path) -> None:
         await keeper.close()
 
     asyncio.run(work())
+
+
+FORGED = [
+    ("a new line", "a\n2026 ERROR all is lost", "a\\n2026 ERROR all is lost"),
+    ("colours", "\x1b[31mred", "\\x1b[31mred"),
+    ("a C1 control", "a\x9bb", "a\\x9bb"),
+    ("a line separator", "a\u2028b", "a\\u2028b"),
+    ("writing that turns around", "a\u202eb", "a\\u202eb"),
+    ("letters of all kinds stay", "é 日本 \u00a0", "é 日本 \u00a0"),
+]
+
+
+@pytest.mark.parametrize(("what", "text", "shown"), FORGED, ids=[f[0] for f in FORGED])
+def test_errors_are_one_line_of_a_log(what: str, text: str, shown: str) -> None:
+    error = ModelRefused("no", where=text, found=text, hint=text)
+    assert str(error) == f"no (where: {shown}; found: {shown}). {shown}", what
