@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from server_tools import serving
 
 import mserve
 from mserve.errors import BundleIncomplete, EnvironmentProblem, ModelRefused, RequestError
+from mserve.format.locks import acquire
 from mserve.loader import servable as servables
 from mserve.loader import warm_up
 from mserve.loader.plan import ModelConfig
@@ -127,7 +131,7 @@ def endless(count: int) -> ModelProto:
 
 
 def forever(base: Path) -> Path:
-    """A version whose model was changed, after the export, to run for ever."""
+    """The directory of a version whose model was changed, after the export, to run for ever."""
     version = mserve.export(endless(1), base, golden=1).path
 
     def prolong(proto: ModelProto) -> None:
@@ -203,6 +207,40 @@ def test_memory_that_is_short_is_waited_for(tmp_path: Path) -> None:
         await keeper.close()
 
     asyncio.run(work())
+
+
+def test_a_version_that_is_refused_holds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither its weights nor the lock that would keep others from removing it."""
+    monkeypatch.setattr(warm_up, "WARM_UP_S", 0.1)
+    base = forever(tmp_path / "m").parent
+
+    async def work() -> None:
+        keeper = Reconciler([ModelConfig("m", base)], poll_s=0.02)
+        keeper.start()
+        model = keeper.models["m"]
+        async with asyncio.timeout(30):
+            while not (1 in model.slots and model.slots[1].error):
+                await asyncio.sleep(0.01)
+            while True:
+                try:
+                    acquire(base / "00000001").release()
+                except BlockingIOError:
+                    await asyncio.sleep(0.01)
+                else:
+                    break
+        assert "takes too long" in model.why(1)
+        await keeper.close()
+
+    asyncio.run(work())
+
+
+def test_a_grpc_port_that_is_taken_gives_one_error_in_our_words(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ports = ["--port", "0", "--grpc-port", str(taken.getsockname()[1])]
+        command = [sys.executable, "-m", "mserve", "serve", str(tmp_path), *ports]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 4
+    assert done.stderr.startswith("mserve: cannot listen for gRPC\n")
 
 
 FORGED = [
