@@ -24,13 +24,14 @@ if TYPE_CHECKING:
     from .servable import Servable
 
 WARM_UP_S = 60.0
+SLOW_DISK = 20e6  # bytes a second; the first run may read all weights
 
 
 def warm_up(servable: Servable) -> None:
     """Run the recorded requests once, or made-up inputs where there are none.
 
     Raises ModelRefused when the model fails on its own recorded requests, answers them
-    otherwise than it did, or takes longer than WARM_UP_S.
+    otherwise than it did, or takes longer than WARM_UP_S and a slow disk to read it.
     """
     with _limited(servable) as options:
         for name, sample in servable.golden.items():
@@ -43,7 +44,8 @@ def warm_up(servable: Servable) -> None:
 
 @contextmanager
 def _limited(servable: Servable) -> Iterator[Any]:
-    """Options of runs that end after WARM_UP_S. Raises ModelRefused if they did."""
+    """Options of runs that end after a while. Raises ModelRefused if they did."""
+    limit_s = WARM_UP_S + servable.bundle.byte_size / SLOW_DISK
     # A table needs no ONNX Runtime, and is not to wait until that is imported.
     options = run_options() if "onnxruntime" in sys.modules else None
     over = threading.Event()
@@ -53,7 +55,7 @@ def _limited(servable: Servable) -> Iterator[Any]:
         if options is not None:
             options.terminate = True
 
-    timer = threading.Timer(WARM_UP_S, end)
+    timer = threading.Timer(limit_s, end)
     timer.daemon = True
     timer.start()
     try:
@@ -67,7 +69,7 @@ def _limited(servable: Servable) -> Iterator[Any]:
         raise ModelRefused(
             "the model's first run takes too long",
             where=servable.bundle.path,
-            expected=f"at most {WARM_UP_S:g} s",
+            expected=f"at most {limit_s:.0f} s",
             hint="does it hold a loop that never ends?",
         )
 
