@@ -21,7 +21,11 @@ code) and the server's codecs (HTTP status, gRPC status).
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
+
+# C0 and C1 controls, line and paragraph separators, and what turns the direction of writing.
+_CONTROLS = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069]")
 
 
 class MserveError(Exception):
@@ -55,13 +59,18 @@ class MserveError(Exception):
         text = self.what
         if self.facts():
             text += " (" + "; ".join(f"{label}: {value}" for label, value in self.facts()) + ")"
-        return f"{text}. {self.hint}" if self.hint else text
+        return printable(f"{text}. {self.hint}" if self.hint else text)
 
     def to_json(self) -> dict[str, str]:
         """The error as `--json` prints it: code, message, and the parts that are present."""
         return {"code": self.code, "message": self.what, **dict(self.facts())} | (
             {"hint": self.hint} if self.hint else {}
         )
+
+
+def printable(text: str) -> str:
+    """Text for one line of a log: what a bundle or a client says must not look like other lines."""
+    return text if text.isprintable() else _CONTROLS.sub(lambda m: ascii(m[0])[1:-1], text)
 
 
 class UsageError(MserveError):

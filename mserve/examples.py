@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from .tensors import DTYPES, Array, Signature, TensorSpec
@@ -24,6 +25,13 @@ def generate(signature: Signature, rows: int = 1, seed: int = 0, free: int = 32)
         alias: _fill(spec, _sizes(spec, rows if batched else free, free), rng)
         for alias, spec in signature.inputs.items()
     }
+
+
+def generated_bytes(signature: Signature, rows: int = 1, free: int = 32) -> int:
+    """How many bytes `generate` would make for the same arguments."""
+    first = rows if signature.batch_axis is not None else free
+    counts = [(spec, math.prod(_sizes(spec, first, free))) for spec in signature.inputs.values()]
+    return sum(DTYPES[spec.dtype].byte_size(n) or 8 * n for spec, n in counts)
 
 
 def _sizes(spec: TensorSpec, first: int, free: int) -> tuple[int, ...]:

@@ -6,12 +6,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .errors import UsageError
-from .tensors import DTYPES, Array
+from .tensors import DTYPES, SHORT_TYPES, Array
 
 # Two runs of one float32 model on different CPUs, or in different batches, differ by a
 # few units in the last place after each reduction; real mistakes are far larger.
 RTOL = 1e-3
 ATOL = 1e-5
+GROSS = 0.05
+GROSS_FLOATS = 0.01
+GROSS_OTHERS = 0.5
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
@@ -59,6 +62,34 @@ def compare(expected: Array, actual: Array, rtol: float = RTOL, atol: float = AT
         return Difference(True, worst, at, "")
     reason = f"{int(over.sum())} of {over.size} elements differ, worst {worst:.3g} at {list(at)}"
     return Difference(False, worst, at, reason)
+
+
+def gross_difference(expected: Array, actual: Array) -> str:
+    """Why two arrays cannot be one computation on two machines; "" if they can.
+
+    Another machine rounds otherwise, and a model may magnify that: numbers differ when they
+    are further apart than GROSS of the largest magnitude, and arrays when GROSS_FLOATS of
+    the floats do, or GROSS_OTHERS of the whole numbers, booleans or texts.
+    """
+    import numpy as np
+
+    if expected.shape != actual.shape or expected.dtype != actual.dtype:
+        found = f"{actual.dtype} {list(actual.shape)}"
+        return f"{found}, not {expected.dtype} {list(expected.shape)}"
+    if expected.size == 0:
+        return ""
+    floats = expected.dtype.kind == "f" or expected.dtype.name in SHORT_TYPES
+    if not floats and expected.dtype.kind not in "iu":
+        wrong = np.asarray(expected != actual)
+    else:
+        a, b = expected.astype(np.float64), actual.astype(np.float64)
+        scale = np.abs(a[np.isfinite(a)]).max(initial=0.0)
+        with np.errstate(invalid="ignore"):
+            near = np.abs(a - b) <= max(ATOL, GROSS * scale)
+        wrong = ~(near | (a == b) | (np.isnan(a) & np.isnan(b)))
+    if np.count_nonzero(wrong) <= (GROSS_FLOATS if floats else GROSS_OTHERS) * wrong.size:
+        return ""
+    return f"{np.count_nonzero(wrong)} of {wrong.size} elements differ"
 
 
 def show_bytes(count: int) -> str:

@@ -37,7 +37,7 @@ step "Validate"
 mserve validate "$work/models/digits"
 
 step "Serve"
-mserve serve "$work/models/digits" --port 0 2>"$work/server.log" &
+mserve serve "$work/models/digits" --port 0 --grpc-port off 2>"$work/server.log" &
 server=$!
 for _ in $(seq 200); do
     grep -q '^Ask it:' "$work/server.log" && break

@@ -8,8 +8,12 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
+import tomllib
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,8 +25,10 @@ from test_server import X, publish
 
 from mserve.errors import InputError, UsageError
 from mserve.server import config as configuration
-from mserve.server.config import Config, Source, load, needing_restart, parse
-from mserve.server.settings import LimitsTable, ModelBatching
+from mserve.server import request_log
+from mserve.server.config import Config, Source, changed, load, needing_restart, parse
+from mserve.server.run import curl_options
+from mserve.server.settings import AuthTable, LimitsTable, ModelBatching, TlsTable
 from mserve.server.toml_lines import key_lines
 from mserve.server.watch import ConfigWatch
 
@@ -520,6 +526,79 @@ def test_keys_that_need_a_restart() -> None:
     assert needing_restart(before, after) == ["server.port", "tls.cert", "tls.key"]
 
 
+def config_of(text: str, tmp_path: Path) -> Config:
+    file = tmp_path / "mserve.toml"
+    file.write_text(text)
+    return load(Source(file))
+
+
+CHANGES = [
+    ("a value", "[limits]\ntimeout = 5.0\n", ["limits.timeout: 30.0 -> 5.0"]),
+    (
+        "a model, of which only what is written is told",
+        '[models."two words"]\nbase_path = "m"\n',
+        ['models."two words".base_path: - -> "m"'],
+    ),
+    ("nothing", "", []),
+    ("a value that was the default", "[limits]\ntimeout = 30.0\n", []),
+]
+
+
+@pytest.mark.parametrize(("what", "text", "expected"), CHANGES, ids=[c[0] for c in CHANGES])
+def test_what_differs_between_two_configurations(
+    what: str, text: str, expected: list[str], tmp_path: Path
+) -> None:
+    now, before = config_of(text, tmp_path), config_of("", tmp_path)
+    assert [line.replace(f"{tmp_path}/", "") for line in changed(before, now)] == expected, what
+    back = [line.split(": ")[0] for line in changed(now, before)]
+    assert back == [line.split(": ")[0] for line in expected]
+
+
+def test_token_files_are_named_and_not_read_out(tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_text("s3cret\n")
+    now, before = config_of('[auth]\ntokens = "tokens"\n', tmp_path), config_of("", tmp_path)
+    (line,) = changed(before, now)
+    assert line.startswith("auth.tokens: null -> ")
+    assert "s3cret" not in line
+
+
+@pytest.mark.parametrize(
+    ("what", "text", "options"),
+    [
+        ("plain", "", ""),
+        ("tokens", '[auth]\ntokens = "t"\n', " -H 'Authorization: Bearer TOKEN'"),
+        ("TLS", '[tls]\ncert = "c.pem"\nkey = "k.pem"\n', " --cacert c.pem"),
+        (
+            "mutual TLS",
+            '[tls]\ncert = "c.pem"\nkey = "k.pem"\nclient_ca = "a.pem"\n',
+            " --cacert c.pem --cert CLIENT.pem --key CLIENT.key",
+        ),
+    ],
+)
+def test_the_line_to_paste_has_what_curl_needs(what: str, text: str, options: str) -> None:
+    tables = tomllib.loads(text)
+    paths = {t: {k: Path(v) for k, v in keys.items()} for t, keys in tables.items()}
+    config = SimpleNamespace(tls=TlsTable(**paths.get("tls", {})), auth=AuthTable(**paths.get("auth", {})))
+    assert curl_options(config) == options, what  # type: ignore[arg-type]
+
+
+def test_the_request_log_ends_though_its_disk_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread is stuck in a write and its queue is full."""
+    monkeypatch.setattr(request_log, "CLOSE_S", 0.05)
+    monkeypatch.setattr(request_log, "WAITING_MAX", 1)
+    go = threading.Event()
+    monkeypatch.setattr(request_log.RequestLog, "_write", lambda self, data: go.wait(20))
+    record = request_log._Record({}, [], [])
+    waits = request_log.RequestLog(request_log.Sampling(tmp_path / "log"))
+    waits._queue.put(record)
+    while not waits._queue.empty():
+        time.sleep(0.01)
+    waits._queue.put(record)
+    waits.close()
+    assert waits._queue.full(), "it did not wait for room"
+    go.set()
+
+
 def test_a_running_server_follows_its_file(tmp_path: Path) -> None:
     """New models, labels and limits take effect while the server answers; a mistake changes nothing."""
     for value in (1.0, 2.0):
@@ -538,10 +617,16 @@ def test_a_running_server_follows_its_file(tmp_path: Path) -> None:
         file.write_text(table + "labels = { stable = 1, default = 1 }\n")
         server.wait_until(lambda: labelled("stable") == 200)
         server.wait_until(lambda: server.version("c") == "1")
+        assert 'configuration: models.c.labels: {} -> {"stable": 1, "default": 1}' in server.log()
+        assert "mserve_configuration_refused 0.0" in server.get("/metrics").body.decode()
+        assert "configuration_problem" not in server.get("/").json()
 
         file.write_text("[models.c]\nbase_path = 3\n")
         server.wait_until(lambda: "the new configuration is not used" in server.log())
         assert labelled("stable") == 200
+        server.wait_until(lambda: "configuration_problem" in server.get("/").json())
+        assert "[models.c] base_path" in server.get("/").json()["configuration_problem"]
+        assert "mserve_configuration_refused 1.0" in server.get("/metrics").body.decode()
 
         file.write_text(
             f'{table}[models.d]\nbase_path = "c"\n[limits]\nconnections = 1000\n[server]\nhost = "x"\n'
@@ -549,6 +634,8 @@ def test_a_running_server_follows_its_file(tmp_path: Path) -> None:
         server.process.send_signal(signal.SIGHUP)
         server.wait_until(lambda: server.predict("d", X).status == 200)
         assert "with a restart: server.host" in server.log()
+        assert "configuration: limits.connections: 10000 -> 1000" in server.log()
+        assert "mserve_configuration_refused 0.0" in server.get("/metrics").body.decode()
         file.write_text('[models.d]\nbase_path = "c"\n')
         server.wait_until(lambda: server.predict("c", X).status == 404)
         assert server.predict("d", X).status == 200
@@ -562,7 +649,11 @@ def test_a_server_starts_with_no_model_and_json_lines(tmp_path: Path) -> None:
         publish(tmp_path / "c", 1.0)
         file.write_text('[models.c]\nbase_path = "c"\n[log]\nformat = "json"\n')
         server.wait_until(lambda: server.predict("c", X).status == 200)
-        entries = [json.loads(line) for line in server.log().splitlines() if line.startswith("{")]
+        server.wait_until(lambda: "Ask it:" in server.log())
+        server.wait_until(lambda: server.log().count("curl -s") == 1)
+        entries = [json.loads(line) for line in server.log().splitlines()]
+        assert any("listening on http://" in e["message"] for e in entries)
+        assert any("gRPC on " in e["message"] for e in entries)
         told = [e for e in entries if e["message"] == "took a new configuration"]
         assert [(e["level"], e.keys()) for e in told] == [("info", {"time", "level", "message"})]
 
@@ -571,13 +662,16 @@ def test_what_is_to_be_recorded_is_on_the_disk_when_the_server_has_stopped(tmp_p
     publish(tmp_path / "c", 1.0)
     file = tmp_path / "mserve.toml"
     file.write_text(
-        '[models.c]\nbase_path = "c"\n[request_log]\npath = "requests.jsonl"\nsample = 1\nredact = ["x"]\n'
+        '[models.c]\nbase_path = "c"\n'
+        '[request_log]\npath = "requests.jsonl"\nsample = 1\nredact = ["x", "ssn"]\n'
     )
     with serving(f"--config={file}", tmp_path / "log") as server:
         assert [server.predict("c", X).status for _ in range(20)] == [200] * 20
         assert server.stop() == 0
     lines = [json.loads(line) for line in (tmp_path / "requests.jsonl").read_text().splitlines()]
     assert [line["inputs"] for line in lines] == [{"x": {"redacted": True}}] * 20
+    assert (tmp_path / "requests.jsonl").stat().st_mode & 0o777 == 0o600
+    assert server.log().count("request_log.redact names what no loaded signature has: ssn\n") == 1
 
 
 def test_serve_needs_something_to_serve() -> None:

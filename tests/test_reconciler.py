@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from onnx import ModelProto
 
 import mserve
+from mserve.errors import NotABundle
+from mserve.format import open_bundle
 from mserve.loader.plan import Action, ModelConfig, Policy, Slot, follow, plan
 from mserve.loader.reconciler import Reconciler
 from mserve.loader.servable import State
@@ -163,6 +165,31 @@ def test_scan_of_a_missing_path_is_a_problem_not_an_error(tmp_path: Path) -> Non
     found = scan(tmp_path / "nope")
     assert found.candidates == {}
     assert "No such file" in found.problem
+    assert "the server waits for it to appear" in found.problem
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "part"),
+    [
+        ("1", "model.onnx", "mserve export {dir}/model.onnx BASE_PATH"),
+        ("1", "saved_model.pb", "tf2onnx.convert --saved-model {dir}"),
+        ("1", "notes.txt", "finish the copy"),
+        ("", "net.onnx", "mserve export {dir}/net.onnx BASE_PATH"),
+        ("", "notes.txt", "holds no version yet"),
+    ],
+)
+def test_other_servers_layouts_get_a_hint(tmp_path: Path, place: str, name: str, part: str) -> None:
+    """Of a version directory when it is opened, of a base path when it is listed."""
+    directory = tmp_path / place
+    directory.mkdir(exist_ok=True)
+    (directory / name).write_bytes(b"")
+    if place:
+        with pytest.raises(NotABundle) as caught:
+            open_bundle(directory)
+        text = str(caught.value)
+    else:
+        text = scan(tmp_path).problem
+    assert part.format(dir=directory) in text
 
 
 def model(policy: Policy, labels: dict[str, int] | None = None, *, unload_first: bool = False) -> ModelConfig:

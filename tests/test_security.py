@@ -275,7 +275,9 @@ redact = ["x"]
         server.ask("POST", PREDICT, b'{"instances": [["99.75"]]}', {"x-request-id": "req-2"})
         access, requests = tmp_path / "access.jsonl", tmp_path / "requests.jsonl"
         server.wait_until(lambda: requests.exists() and len(lines(requests.read_text)) == 2)
-        server.wait_until(lambda: len(lines(access.read_text)) >= 2)
+        server.wait_until(
+            lambda: {"req-1", "req-2"} <= {x.get("request_id") for x in lines(access.read_text)}
+        )
         seen = {line.get("request_id"): line for line in lines(access.read_text)}
         assert seen["req-1"]["trace_id"] == "a" * 32
         assert (seen["req-1"]["path"], seen["req-1"]["code"], seen["req-1"]["version"]) == (

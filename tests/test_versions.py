@@ -15,11 +15,17 @@ import pytest
 
 import mserve
 from mserve.errors import ModelRefused, NotFound, RequestError, Unavailable
+from mserve.format.layout import versions
 from mserve.front import Front
 from mserve.loader import reconciler
 from mserve.loader.plan import ModelConfig, Policy
 from mserve.loader.reconciler import Model, Reconciler
 from mserve.loader.servable import Servable, State, load
+from mserve.server.base_paths import models_in
+from mserve.server.calls import Calls, Context
+from mserve.server.metrics import Metrics
+from mserve.server.oip import Oip
+from mserve.server.tfs_pages import status_json
 
 Work = Callable[[Reconciler], Awaitable[None]]
 
@@ -86,8 +92,7 @@ def test_policies(store: Path, what: str, policy: Policy, expected: list[int]) -
 def test_a_label_loads_its_version_moves_when_the_next_can_answer_and_rolls_back(store: Path) -> None:
     async def work(keeper: Reconciler) -> None:
         model, front = keeper.models["m"], Front(keeper.models, None)  # type: ignore[arg-type]
-        await until(lambda: model.labels == {"stable": 1})
-        assert serving(model) == [1, 3]
+        await until(lambda: model.labels == {"stable": 1} and serving(model) == [1, 3])
         assert front.resolve("m", label="stable").version == 1
         assert front.resolve("m").version == 3
 
@@ -248,6 +253,143 @@ def test_another_base_path_takes_over_without_a_gap(store: Path, tmp_path: Path)
         assert not model.retired
 
     run([config(store)], work)
+
+
+def slow_opener(*slow: Path) -> tuple[Callable[[Path], Servable], threading.Event]:
+    """A loader that keeps some versions waiting until the event is set."""
+    go = threading.Event()
+
+    def opener(path: Path) -> Servable:
+        if path in slow:
+            assert go.wait(20)
+        return load(path)
+
+    return opener, go
+
+
+@pytest.mark.parametrize("label", ["default", "stable"])
+def test_a_label_keeps_its_retired_version_until_the_new_base_path_has_its_own(
+    store: Path, tmp_path: Path, label: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Requests for the label, and those without one, are answered all the time."""
+    caplog.set_level("INFO", "mserve")
+    later = tmp_path / "later"
+    opener, go = slow_opener(publish(later, 4))
+    publish(later, 9)
+    labels = {label: 1}
+
+    async def work(keeper: Reconciler) -> None:
+        model, front = keeper.models["m"], Front(keeper.models, None)  # type: ignore[arg-type]
+        await until(lambda: model.labels == labels and serving(model) == [1, 3])
+        keeper.configure([config(later, labels={label: 4})])
+        while 9 not in model.available:
+            assert front.resolve("m", label=label).version == 1
+            assert model.default
+            await asyncio.sleep(0)
+        await until(lambda: serving(model) == [1, 9])
+        await asyncio.sleep(0.1)
+        assert front.resolve("m", label=label).version == 1
+        assert front.resolve("m").version == (1 if label == "default" else 9)
+        assert model.labels_waiting() == {label: "version 4 is loading"}
+        go.set()
+        while model.labels[label] == 1:
+            assert front.resolve("m", label=label).version == 1
+            await asyncio.sleep(0)
+        assert front.resolve("m", label=label).version == 4
+        assert model.labels_waiting() == {}
+        await until(lambda: not model.retired)
+        assert f"m: label {label}: 1 -> 4" in caplog.text
+
+    run([config(store, labels=labels)], work, opener)
+
+
+def test_one_number_in_two_base_paths_is_two_versions(store: Path, tmp_path: Path) -> None:
+    """The label goes on with the old version 1 until the new version 1 can answer."""
+    later = tmp_path / "later"
+    opener, go = slow_opener(publish(later, 1))
+    publish(later, 9)
+
+    async def work(keeper: Reconciler) -> None:
+        model = keeper.models["m"]
+        await until(lambda: serving(model) == [1, 3])
+        old = model.available[1]
+        keeper.configure([config(later, labels={"stable": 1})])
+        await until(lambda: serving(model) == [1, 9])
+        assert model.available[1] is old
+        go.set()
+        await until(lambda: model.available[1] is not old)
+        await until(lambda: not old._sessions)
+
+    run([config(store, labels={"stable": 1})], work, opener)
+
+
+def test_a_label_that_cannot_be_followed_is_said_once(store: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def work(keeper: Reconciler) -> None:
+        model = keeper.models["m"]
+        await until(lambda: model.complained)
+        await asyncio.sleep(0.1)
+        said = [r.getMessage() for r in caplog.records if "label canary waits" in r.getMessage()]
+        assert said == [f"m: label canary waits: version 8 is not in {store}"]
+        assert status_json(model, [])["labels_waiting"] == {"canary": f"version 8 is not in {store}"}
+        publish(store, 8)
+        await until(lambda: model.labels.get("canary") == 8)
+        assert "labels_waiting" not in status_json(model, [])
+
+    run([config(store, labels={"canary": 8})], work)
+
+
+def test_another_configuration_does_not_undo_what_a_client_unloaded(
+    store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "mserve")
+
+    async def work(keeper: Reconciler) -> None:
+        model = keeper.models["m"]
+        await until(lambda: model.available)
+        keeper.set_wanted("m", False)
+        await until(lambda: not model.slots)
+        keeper.configure([config(store, Policy(2))])
+        await asyncio.sleep(0.1)
+        assert not model.slots
+        assert status_json(model, [])["problem"] == "it was unloaded"
+        keeper.configure([])
+        await until(lambda: "m" not in keeper.models)
+        keeper.configure([config(store)])
+        await until(lambda: keeper.models["m"].available)
+        assert "m: unloaded by a client's call" in caplog.text
+
+    run([config(store)], work)
+
+
+@pytest.mark.parametrize("held_s", [0.0, 0.3])
+def test_a_load_waits_for_the_drain_that_an_unload_began(store: Path, held_s: float) -> None:
+    async def work(keeper: Reconciler) -> None:
+        model = keeper.models["m"]
+        await until(lambda: model.available)
+        servable = model.available[3]
+        servable.in_flight = 1
+        context = Context(time.monotonic_ns(), admin=True)
+        protocol = Oip(_calls(keeper), keeper, list)
+        await protocol.unload("m", context)
+        assert not model.available
+        asyncio.get_running_loop().call_later(held_s, setattr, servable, "in_flight", 0)
+        await protocol.load("m", {}, context)
+        assert model.default is not None
+        assert (model.default.version, model.default is servable) == (3, False)
+
+    run([config(store)], work)
+
+
+def _calls(keeper: Reconciler) -> Calls:
+    return Calls(Front(keeper.models, None), Metrics(keeper.models, lambda _: 0))  # type: ignore[arg-type]
+
+
+def test_an_entry_that_cannot_be_looked_at_is_passed_over(store: Path, tmp_path: Path) -> None:
+    """A link to itself raises where others are only no directories."""
+    (store / "00000009").symlink_to("00000009")
+    (tmp_path / "loop").symlink_to("loop")
+    assert sorted(versions(store)) == [1, 2, 3]
+    assert models_in(tmp_path) == ({"m": store}, [])
 
 
 def test_unloaded_by_hand_stays_unloaded_until_it_is_loaded_again(store: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import NotABundle, UnsafePath
@@ -51,8 +52,11 @@ def versions(base: Path) -> dict[int, Path]:
     with os.scandir(base) as entries:
         for entry in entries:
             version = parse_version(entry.name)
-            if version is not None and entry.is_dir() and len(entry.name) > len(found.get(version, "")):
-                found[version] = entry.name
+            if version is None or len(entry.name) <= len(found.get(version, "")):
+                continue
+            with suppress(OSError):  # a link to itself, say, is no directory
+                if entry.is_dir():
+                    found[version] = entry.name
     return {version: base / found[version] for version in sorted(found)}
 
 
@@ -76,11 +80,12 @@ def resolve(path: Path) -> Path:
             "the version has no export.meta",
             where=path,
             found=_listing(path),
-            hint="finish the copy, or copy the version again from where it was exported",
+            hint=foreign_hint(path)
+            or "finish the copy, or copy the version again from where it was exported",
         )
     if not found:
         inner = sorted(p for p in path.iterdir() if p.is_dir() and versions(p))
-        hint = "mserve export MODEL.onnx BASE_PATH writes one"
+        hint = foreign_hint(path) or "mserve export MODEL.onnx BASE_PATH writes one"
         raise NotABundle(
             "neither a version directory nor a base path",
             where=path,
@@ -89,6 +94,22 @@ def resolve(path: Path) -> Path:
             hint=f"did you mean {inner[0]}?" if inner else hint,
         )
     return found[max(found)]
+
+
+def foreign_hint(path: Path) -> str:
+    """What to do with a directory that holds a model in another form than a bundle; "" for none."""
+    try:
+        names = sorted(os.listdir(path))
+    except OSError:
+        return ""
+    if source := next((name for name in names if name.endswith(".onnx")), ""):
+        return f"{source} is a model to export: mserve export {path / source} BASE_PATH"
+    if "saved_model.pb" in names:
+        return (
+            "it is a SavedModel: convert it (python -m tf2onnx.convert --saved-model "
+            f"{path} --output MODEL.onnx), then: mserve export MODEL.onnx BASE_PATH"
+        )
+    return ""
 
 
 def _listing(path: Path) -> str:

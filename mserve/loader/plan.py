@@ -14,7 +14,7 @@ version's files, then lets the old one go, then loads.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -83,7 +83,8 @@ class Action:
     version: int
 
 
-_TAKES_PLACE = frozenset({State.LOADING, State.AVAILABLE})
+# One that drains though it is wanted comes back: what wants it again is waited for.
+_TAKES_PLACE = frozenset({State.LOADING, State.AVAILABLE, State.DRAINING})
 _IDLE = frozenset({State.WAITING, State.FAILED})
 _HELD = frozenset({State.LOADING, State.AVAILABLE, State.DRAINING})
 
@@ -161,9 +162,18 @@ def _due(version: int, slots: Mapping[int, Slot], candidates: Mapping[int, Candi
     return slot.state in _IDLE and (now_ns >= slot.retry_at_ns or changed)
 
 
-def follow(labels: Mapping[str, int], config: ModelConfig, available: Iterable[int]) -> dict[str, int]:
-    """Which version each label names now: its target once that is available, until then what it named."""
-    there = set(available)
-    moved = {label: target for label, target in config.labels.items() if target in there}
-    kept = {label: v for label, v in labels.items() if label in config.labels and v in there}
+def follow(
+    labels: Mapping[str, int],
+    config: ModelConfig,
+    available: Collection[int],
+    retired: Collection[int] = (),
+) -> dict[str, int]:
+    """Which version each label names now: its target once that is available, until then what it named.
+
+    That may be one of the `retired` versions of an earlier base path.
+    """
+    moved = {label: target for label, target in config.labels.items() if target in available}
+    kept = {
+        label: v for label, v in labels.items() if label in config.labels and (v in available or v in retired)
+    }
     return kept | moved

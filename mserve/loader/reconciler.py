@@ -12,18 +12,19 @@ import asyncio
 import logging
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
-from ..errors import BundleError, MserveError
+from ..errors import BundleError, EnvironmentProblem, MserveError
 from ..format import open_bundle
 from ..runtime.memory import give_back
-from .plan import DEFAULT_LABEL, Action, ModelConfig, Policy, Slot, follow, plan
-from .servable import Servable, State, Stats, load
+from .model import UNSEEN
+from .model import Model as Model
+from .plan import DEFAULT_LABEL, Action, ModelConfig, Policy, Slot, plan
+from .servable import Servable, State, load
 from .source import Candidate, Scan, scan
 
 log = logging.getLogger("mserve")
@@ -32,77 +33,9 @@ RETRY_FIRST_NS = 1_000_000_000
 RETRY_MAX_NS = 60_000_000_000
 POLL_S = 1.0
 ENDED_KEPT = 8
-LOAD_THREADS = 2
+LOAD_THREADS = 8  # a load that hangs, in its first run say, is not to keep others waiting
+FREE_THREADS = 2
 SCAN_THREADS = 32
-UNSEEN = "not looked at yet"
-
-
-@dataclass(slots=True, eq=False)
-class Model:
-    """A model with its slots.
-
-    `available` holds what requests may be sent to, oldest first; `labels` which version
-    each label names now; `default` what answers requests without either. `retired` are
-    the versions of an earlier base path, which serve until a new one does. `wanted` is
-    false once a client unloaded the model, or it is `leaving` the configuration.
-    `stats` are the counters of ended versions, which go on where they stopped when the
-    version comes back; `loads` counts loads by outcome: "ok", "failed", and "waiting" for
-    versions that were still arriving. `looked_ns` is when the last look that is over began.
-    """
-
-    config: ModelConfig
-    slots: dict[int, Slot] = field(default_factory=dict)
-    retired: list[Slot] = field(default_factory=list)
-    ended: list[int] = field(default_factory=list)
-    problem: str = UNSEEN
-    available: dict[int, Servable] = field(default_factory=dict)
-    labels: dict[str, int] = field(default_factory=dict)
-    default: Servable | None = None
-    stats: dict[int, Stats] = field(default_factory=dict)
-    loads: Counter[str] = field(default_factory=Counter)
-    looked_ns: int = 0
-    wanted: bool = True
-    leaving: bool = False
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def publish(self) -> None:
-        """Make `available`, `labels` and `default` say what the slots say; called after every change."""
-        fresh = _loaded(self.slots.values())
-        self.available = fresh or _loaded(self.retired)
-        for servable in self.available.values():
-            servable.batching = self.config.batching
-        self.labels = follow(self.labels, self.config, self.available)
-        if DEFAULT_LABEL in self.config.labels:
-            self.default = self.available.get(self.labels.get(DEFAULT_LABEL, -1))
-        else:
-            named = [v for v in self.config.policy.versions if v in self.available]
-            newest = max(named or self.available, default=None)
-            self.default = None if newest is None else self.available[newest]
-
-    def why(self, version: int) -> str:
-        """The state of a version, for people."""
-        slot = self.slots.get(version)
-        if slot is None:
-            return f"version {version} is not in {self.config.base}"
-        return f"version {version} is {slot.state.value}" + (f": {slot.error}" if slot.error else "")
-
-    def why_unavailable(self) -> str:
-        """Why no version answers, for people."""
-        if not self.wanted:
-            return "it was unloaded"
-        label = self.config.labels.get(DEFAULT_LABEL)
-        if label is not None and self.available:
-            return f"the label {DEFAULT_LABEL!r} names version {label}; {self.why(label)}"
-        return "; ".join(self.why(v) for v in sorted(self.slots)) or self.problem
-
-    def settled(self) -> bool:
-        """Whether the base path was looked at and nothing is loading."""
-        return self.problem != UNSEEN and not any(s.state is State.LOADING for s in self.slots.values())
-
-
-def _loaded(slots: Iterable[Slot]) -> dict[int, Servable]:
-    found = sorted(slots, key=lambda s: s.version)
-    return {s.version: s.servable for s in found if s.state is State.AVAILABLE and s.servable is not None}
 
 
 class Reconciler:
@@ -121,6 +54,7 @@ class Reconciler:
         # No lower priority: a thread that loads holds Python's lock at times, and would keep
         # it while others, less important than the event loop, have the CPU.
         self._loaders = ThreadPoolExecutor(LOAD_THREADS, "mserve-load")
+        self._freers = ThreadPoolExecutor(FREE_THREADS, "mserve-free")
         self._scanners = ThreadPoolExecutor(SCAN_THREADS, "mserve-scan")
         self._tasks: set[asyncio.Task[None]] = set()
         self._watches: dict[str, asyncio.Task[None]] = {}
@@ -139,6 +73,7 @@ class Reconciler:
             watch.cancel()
         await asyncio.gather(*self._watches.values(), *self._tasks, return_exceptions=True)
         self._loaders.shutdown(wait=True, cancel_futures=True)
+        self._freers.shutdown(wait=True)
         self._scanners.shutdown(wait=False, cancel_futures=True)
         for model in self.models.values():
             for slot in [*model.slots.values(), *model.retired]:
@@ -165,7 +100,12 @@ class Reconciler:
             self.start()
 
     def set_wanted(self, name: str, wanted: bool) -> None:
-        """Load a configured model again, or drain it and keep it unloaded. Raises KeyError."""
+        """Load a configured model again, or drain it and keep it unloaded. Raises KeyError.
+
+        Its configuration may change meanwhile; only a call, or its return to the
+        configuration after it had left that, makes it wanted again.
+        """
+        log.info("%s: %s by a client's call", name, "loaded" if wanted else "unloaded")
         self.models[name].wanted = wanted
         self.models[name].wake.set()
 
@@ -179,7 +119,8 @@ class Reconciler:
     def _adapt(self, model: Model, config: ModelConfig) -> None:
         """Give a model another configuration; versions of another base path serve until a new one does."""
         old, model.config = model.config, config
-        model.wanted, model.leaving = True, False
+        if model.leaving:
+            model.wanted, model.leaving = True, False
         model.problem = UNSEEN
         if old.base != config.base:
             model.retired += [s for s in model.slots.values() if s.state is State.AVAILABLE]
@@ -215,12 +156,22 @@ class Reconciler:
         if base != model.config.base:
             return
         self._note(model, found)
-        if model.retired and (not model.wanted or _loaded(model.slots.values())):
-            for slot in model.retired:
-                self._unload(model, slot)
-            model.retired = []
+        outdated = model.outdated()
+        model.retired = [slot for slot in model.retired if slot not in outdated]
+        for slot in outdated:
+            self._unload(model, slot)
         for action in self._plan(model, found.candidates):
             self._execute(model, action, found.candidates)
+        self._note_labels(model)
+
+    def _note_labels(self, model: Model) -> None:
+        """Say once why a label cannot name its version; not while that is being loaded."""
+        waiting = model.labels_waiting() if model.wanted and model.settled() else {}
+        for label, why in waiting.items():
+            if model.complained.get(label) != why:
+                log.warning("%s: label %s waits: %s", model.config.name, label, why)
+        if model.settled():
+            model.complained = waiting
 
     def _plan(self, model: Model, candidates: Mapping[int, Candidate]) -> list[Action]:
         if model.wanted:
@@ -282,6 +233,8 @@ class Reconciler:
             servable = await asyncio.get_running_loop().run_in_executor(self._loaders, self._open, slot.path)
         except MserveError as error:
             self._failed(model, slot, error)
+        except MemoryError as error:
+            self._failed(model, slot, _short_of_memory(slot.path, error))
         except Exception as error:
             log.exception("%s version %d: our bug while loading", name, slot.version)
             self._failed(model, slot, MserveError("loading failed unexpectedly", found=repr(error)))
@@ -306,7 +259,9 @@ class Reconciler:
             log.warning(
                 "%s version %d: %s: %s", name, slot.version, "waiting" if arriving else "failed", error
             )
-        slot.error, slot.checked = error, False
+        # The frames of a traceback would keep a half-loaded model, and the lock on its directory.
+        error.__cause__ = error.__context__ = None
+        slot.error, slot.checked = error.with_traceback(None), False
         slot.become(State.WAITING if arriving else State.FAILED)
         now = time.monotonic_ns()
         if arriving:
@@ -328,7 +283,7 @@ class Reconciler:
         while servable is not None and servable.in_flight > 0:
             await asyncio.sleep(0.01)
         if servable is not None:
-            await asyncio.get_running_loop().run_in_executor(self._loaders, _free, servable)
+            await asyncio.get_running_loop().run_in_executor(self._freers, _free, servable)
         self._end(model, slot)
         log.info("%s version %d: unloaded", model.config.name, slot.version)
         model.wake.set()
@@ -338,6 +293,7 @@ class Reconciler:
         if slot.servable is not None:
             model.stats[slot.version] = slot.servable.stats
         slot.servable = None
+        model.looked_ns = 0  # whatever was found by the last look, this version may come back now
         if model.slots.get(slot.version) is slot:
             del model.slots[slot.version]
         model.ended = [*(v for v in model.ended if v != slot.version), slot.version][-ENDED_KEPT:]
@@ -348,6 +304,11 @@ def _missing(policy: Policy, found: Scan) -> str:
     """What a policy asks for and the base path does not hold."""
     absent = [str(v) for v in policy.versions if v not in found.candidates]
     return f"version {', '.join(absent)} is not there" if absent else ""
+
+
+def _short_of_memory(path: Path, error: MemoryError) -> EnvironmentProblem:
+    hint = "it is tried again; stop serving other versions, or give the server more memory"
+    return EnvironmentProblem("not enough memory to load the version", where=path, found=error, hint=hint)
 
 
 def _free(servable: Servable) -> None:

@@ -14,12 +14,11 @@ from __future__ import annotations
 import enum
 import os
 from collections.abc import Hashable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import BundleIncomplete, ExecutionFailed, InputError, ModelRefused, MserveError, NotFound
-from ..examples import generate
+from ..errors import BundleIncomplete, InputError, ModelRefused, NotFound, RequestError
+from ..examples import generate, generated_bytes
 from ..files import read_text
 from ..format import Bundle, open_bundle
 from ..format.golden import Golden, unpack
@@ -27,6 +26,7 @@ from ..format.locks import Lock, acquire
 from ..runtime.engines import Engine, open_engines
 from ..tensors import DEFAULT_SIGNATURE, Array, Signature, check_inputs, fill_defaults, plain_text
 from .cache import local_copy
+from .warm_up import warm_up
 
 
 class State(enum.Enum):
@@ -51,6 +51,7 @@ NEXT: dict[State, frozenset[State]] = {
 }
 
 LABELS_BYTES_MAX = 16 << 20
+MADE_UP_BYTES = 64 << 20
 
 # Upper bounds of the batch-size histogram, in rows.
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -176,31 +177,28 @@ class Servable:
             self._plans[signature][0], {ports[a].name: x for a, x in inputs.items()}, options
         )
 
-    def warm_up(self) -> None:
-        """Run the golden samples once, or made-up inputs where there are none.
-
-        Raises ModelRefused when the model fails on its own golden samples.
-        """
-        for name, sample in self.golden.items():
-            try:
-                self.compute(name, sample.inputs)
-            except ExecutionFailed as error:
-                raise ModelRefused(
-                    "the model fails on its own golden samples",
-                    where=f"{self.bundle.path}: signature {name}",
-                    found=error.found,
-                ) from error
-        if not self.golden:
-            name, signature = self.signature()
-            with suppress(MserveError):  # made-up inputs may not suit the model
-                self.compute(name, generate(signature))
+    def made_up(self, spec: Signature) -> dict[str, Array]:
+        """Made-up inputs of one row, at most MADE_UP_BYTES. Raises RequestError."""
+        size = generated_bytes(spec)
+        if size > MADE_UP_BYTES:
+            raise RequestError(
+                "the inputs are too large to make some up",
+                where=self.bundle.path,
+                expected=f"at most {MADE_UP_BYTES} bytes",
+                found=f"{size} bytes",
+                hint="export the model with recorded requests: --golden FILE.npz",
+            )
+        return generate(spec)
 
     def example(self, signature: str = "") -> dict[str, Array]:
-        """Valid inputs of one row: recorded ones if there are any, else made up."""
+        """Valid inputs of one row: recorded ones if there are any, else made up.
+
+        Raises NotFound, RequestError where made-up ones would be too large.
+        """
         name, spec = self.signature(signature)
         golden = self.golden.get(name)
         if golden is None:
-            return generate(spec)
+            return self.made_up(spec)
         if spec.batch_axis is None:
             return dict(golden.inputs)
         return {alias: x[:1] for alias, x in golden.inputs.items()}
@@ -255,6 +253,10 @@ def load(path: str | os.PathLike[str], *, prefetch: bool = False) -> Servable:
         golden = unpack(bundle.file(bundle.metagraph.golden), bundle.metagraph.signatures)
     servable = Servable(bundle, sessions, golden)
     servable.hold(lock)
-    servable.read_labels()
-    servable.warm_up()
+    try:
+        servable.read_labels()
+        warm_up(servable)
+    except BaseException:
+        servable.close()
+        raise
     return servable

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..format.layout import versions
+from ..format.layout import foreign_hint, versions
 
 Fingerprint = tuple[tuple[str, int, int, int], ...]
 
@@ -32,9 +32,14 @@ def scan(base: Path) -> Scan:
     """List a base path's versions. Never raises: a path that cannot be listed is a problem to report."""
     try:
         found = {v: Candidate(path, _fingerprint(path)) for v, path in versions(base).items()}
+    except FileNotFoundError as error:
+        return Scan(problem=f"cannot list {base}: {error.strerror}; the server waits for it to appear")
     except OSError as error:
         return Scan(problem=f"cannot list {base}: {error.strerror or error}")
-    return Scan(found, "" if found else f"{base} holds no version yet")
+    if found:
+        return Scan(found)
+    hint = foreign_hint(base)
+    return Scan(problem=f"{base} holds no version yet" + (f"; {hint}" if hint else ""))
 
 
 def _fingerprint(version: Path) -> Fingerprint | None:

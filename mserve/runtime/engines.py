@@ -38,7 +38,7 @@ def open_engines(bundle: Bundle, *, prefetch: bool = False) -> Mapping[str, Engi
 
     `prefetch` reads mapped weights into the page cache before anything else. Raises
     ModelRefused, MetaGraphMalformed or FormatUnsupported when the graph cannot be run,
-    BundleIncomplete when a shard changes while it is opened.
+    BundleIncomplete when a shard changes while it is opened, or is not the recorded one.
     """
     weights = open_weights(bundle)
     if prefetch:

@@ -81,11 +81,13 @@ class Session:
         """ONNX Runtime's options of one run: with `terminate` set it ends at the next operator."""
         import onnxruntime as ort
 
-        return ort.RunOptions()
+        options = ort.RunOptions()
+        options.log_severity_level = 4  # it would print an error for each run that was ended
+        return options
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Array], options: Any = None) -> list[Array]:
         """Compute the named tensors. Raises ExecutionFailed with ONNX Runtime's message; where it
-        blames the inputs (an index out of range, say), InputsRefused.
+        blames the inputs (an index out of range, say), InputsRefused. `options`: see `run_options`.
         """
         try:
             if self._short:
@@ -148,6 +150,8 @@ def _session(model: bytes, weights: Weights) -> Session:
     try:
         # Its fallback to the CPU provider, which is what was asked for, only prints noise.
         session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+    except MemoryError:  # not the model's fault, and it may pass
+        raise
     except Exception as error:
         raise ModelRefused(
             "ONNX Runtime does not accept the model",

@@ -3,11 +3,12 @@
 A mapped shard exists once in memory, in the page cache, shared with every other process
 that maps the same file. But a mapped file that is truncated under us would kill the
 process, so small models (up to PRIVATE_BYTES) are read into private memory instead: no
-disk access can then delay or kill a run.
+disk access can then delay or kill a run. What is read is compared with its digest.
 """
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import os
 from collections.abc import Collection, Iterable, Mapping
@@ -57,10 +58,29 @@ class Weights:
 
 
 def open_weights(bundle: Bundle) -> Weights:
-    """The shards of a bundle in memory. Raises BundleIncomplete when one changes while it is opened."""
+    """The shards of a bundle in memory.
+
+    Raises BundleIncomplete when one changes while it is opened, or, for one that is read, when
+    its bytes are not the recorded ones: a copy that reserves its space first may still run.
+    """
     private = sum(record.size for record in bundle.metagraph.shards) <= PRIVATE_BYTES
     buffers = {r.name: map_file(bundle.file(r), r.size, private=private) for r in bundle.metagraph.shards}
+    if private:
+        for record in bundle.metagraph.shards:
+            _check_digest(bundle.file(record), buffers[record.name], record.sha256)
     return Weights(bundle.path / META_FILE, buffers, private)
+
+
+def _check_digest(path: Path, buffer: mmap.mmap, expected: str) -> None:
+    found = hashlib.sha256(buffer).hexdigest()
+    if found != expected:
+        raise BundleIncomplete(
+            "a shard is not the one that was exported",
+            where=path,
+            expected=f"sha256 {expected}",
+            found=f"sha256 {found}",
+            hint="finish the copy, or copy the version again from where it was exported",
+        )
 
 
 def map_file(path: Path, size: int, *, private: bool) -> mmap.mmap:

@@ -76,6 +76,10 @@ def _access(config: Config) -> Access:
     return Access(config.auth.tokens, config.auth.admin_tokens, config.server.admin)
 
 
+def _present(**texts: str) -> dict[str, str]:
+    return {key: text for key, text in texts.items() if text}
+
+
 def _request_log(config: Config) -> RequestLog | None:
     table = config.request_log
     if table.path is None:
@@ -95,7 +99,11 @@ class Server:
         self.executor = Executor(_limits(config.batching), workers=cpu_budget())
         self.front = Front(self.reconciler.models, self.executor, config.limits.timeout)
         batcher = self.executor.batcher
-        self.metrics = Metrics(self.reconciler.models, lambda servable: batcher.backlog(servable).rows)
+        self.metrics = Metrics(
+            self.reconciler.models,
+            lambda servable: batcher.backlog(servable).rows,
+            lambda: bool(self.config_problem),
+        )
         self.peers = Peers(config.limits.body)
         self.calls = Calls(self.front, self.metrics)
         self.access = _access(config)
@@ -215,7 +223,8 @@ class Server:
             text = "ok\n" if not missing else "\n".join(missing) + "\n"
             return Response(503 if missing else 200, text.encode(), TEXT)
         if path == "/":
-            return json_response({"server": "mserve", "version": __version__, "models": "/v1/models"})
+            page = {"server": "mserve", "version": __version__, "models": "/v1/models"}
+            return json_response(page | _present(configuration_problem=self.config_problem))
         return None
 
     def unready(self) -> list[str]:

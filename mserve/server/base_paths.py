@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def models_in(directory: Path, known: Collection[Path] = ()) -> tuple[dict[str, 
     """
     before = {path.name: path for path in known if path.parent == directory}
     try:
-        inner = sorted(d for d in directory.iterdir() if d.is_dir() and not d.name.startswith("."))
+        inner = sorted(d for d in directory.iterdir() if os.path.isdir(d) and not d.name.startswith("."))
     except OSError as error:
         found: list[Path] = []
         problems = [f"cannot list {directory}: {error.strerror}"]

@@ -30,6 +30,7 @@ from .settings import (
     ServerTable,
     TlsTable,
     model_name_problem,
+    show,
 )
 from .tables import TableReader, dotted, raise_problems
 from .tls import Files, Tls
@@ -37,6 +38,7 @@ from .toml_lines import key_lines
 
 FILE_BYTES_MAX = 1 << 20
 DOTS_MAX = 1000
+SHOWN_CHARS = 200
 DEFAULT = "default"
 
 
@@ -157,6 +159,22 @@ def _written(name: str, value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     return list(value) if isinstance(value, tuple) else value
+
+
+def changed(before: Config, now: Config) -> list[str]:
+    """What differs, a line for each key: `limits.timeout: 30.0 -> 5.0`; - where there is no such key.
+
+    Of a model that comes or goes only what its configuration says is named.
+    """
+    old, new = ({s.key: s for s in settings(config)} for config in (before, now))
+    lines = []
+    for key in [*new, *(k for k in old if k not in new)]:
+        sides = [side.get(key) for side in (old, new)]
+        values = [s.value if s else None for s in sides]
+        told = values[0] != values[1] if all(sides) else any(s and s.origin != DEFAULT for s in sides)
+        if told:
+            lines.append(f"{key}: " + " -> ".join(show(s.value, SHOWN_CHARS) if s else "-" for s in sides))
+    return lines
 
 
 def needing_restart(started: Config, now: Config) -> list[str]:

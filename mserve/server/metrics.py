@@ -103,8 +103,16 @@ class Counts:
 class Metrics:
     """The server's counters. One thread writes them: the event loop."""
 
-    def __init__(self, models: Mapping[str, Model], waiting: Callable[[Servable], int]) -> None:
-        """`waiting` tells how many rows wait for a servable."""
+    def __init__(
+        self,
+        models: Mapping[str, Model],
+        waiting: Callable[[Servable], int],
+        refused: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`waiting` tells how many rows wait for a servable, `refused` whether the newest
+        configuration is not used.
+        """
+        self._refused = refused
         self._models = models
         self._waiting = waiting
         self.series: dict[Series, Counts] = {}
@@ -151,8 +159,10 @@ class Metrics:
 
     def collect(self) -> Iterator[Any]:
         """The metric families; prometheus_client calls this."""
-        from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
+        help = "1 while the newest configuration has a problem and is not used."
+        yield GaugeMetricFamily("mserve_configuration_refused", help, value=float(self._refused()))
         labels = list(Series._fields)
         requests = CounterMetricFamily(
             "mserve_requests", "Inference requests answered, by status.", labels=[*labels, "code"]

@@ -57,7 +57,13 @@ _STATUS = object_of(
     state={"enum": ["START", "LOADING", "AVAILABLE", "UNLOADING", "END"]},
     status=object_of("error_code error_message", error_code=TEXT, error_message=TEXT),
 )
-_STATES = object_of("model_version_status", model_version_status=array_of(_STATUS), problem=TEXT)
+_STATES = object_of(
+    "model_version_status",
+    model_version_status=array_of(_STATUS),
+    labels={"type": "object", "additionalProperties": {"type": "integer"}},
+    labels_waiting={"type": "object", "additionalProperties": TEXT},
+    problem=TEXT,
+)
 _SIGNATURE = object_of(
     "inputs outputs method_name",
     inputs={"type": "object"},
@@ -68,7 +74,9 @@ _SIGNATURES = {"type": "object", "additionalProperties": _SIGNATURE}
 
 SCHEMAS: dict[str, Schema] = {
     "Error": object_of("error", error=TEXT),
-    "Server": object_of("server version models", server=TEXT, version=TEXT, models=TEXT),
+    "Server": object_of(
+        "server version models", server=TEXT, version=TEXT, models=TEXT, configuration_problem=TEXT
+    ),
     # TensorFlow Serving
     "Predict": {
         **object_of(

@@ -19,10 +19,11 @@ import random
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Full, Queue
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 
@@ -35,6 +36,7 @@ log = logging.getLogger("mserve")
 
 WAITING_MAX = 1000
 LINES_A_WRITE = 100
+CLOSE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ class RequestLog:
         self._complained = False
         self._queue: Queue[_Record | None] = Queue(WAITING_MAX)
         try:
-            sampling.path.open("ab").close()
+            _open(sampling.path).close()
         except OSError as error:
             raise EnvironmentProblem(
                 "cannot write the request log", where=sampling.path, found=error.strerror or error
@@ -81,9 +83,10 @@ class RequestLog:
             self.dropped += 1
 
     def close(self) -> None:
-        """Write what waits."""
-        self._queue.put(None)
-        self._thread.join(timeout=5)
+        """Write what waits, as far as CLOSE_S allow: a disk that hangs must not hold up the end."""
+        with suppress(Full):
+            self._queue.put(None, timeout=CLOSE_S)
+            self._thread.join(timeout=CLOSE_S)
 
     def _work(self) -> None:
         going = True
@@ -106,7 +109,7 @@ class RequestLog:
 
     def _write(self, data: bytes) -> None:
         path = self.sampling.path
-        with path.open("ab") as file:
+        with _open(path) as file:
             file.write(data)
             full = file.tell() >= self.sampling.max_bytes
         if full:
@@ -129,6 +132,11 @@ class RequestLog:
         if array.dtype.kind not in "fiub" or array.dtype == np.float16:
             array = array.astype(np.float32)
         return np.ascontiguousarray(array) if array.ndim else array.item()
+
+
+def _open(path: Path) -> BinaryIO:
+    """The file, to write at its end; only its owner may read what clients sent."""
+    return open(path, "ab", opener=lambda name, flags: os.open(name, flags, 0o600))
 
 
 def _record(call: Call, error: MserveError | None, now_ns: int) -> _Record:

@@ -23,13 +23,13 @@ from urllib.parse import quote
 import uvloop
 
 from .. import __version__
-from ..errors import EnvironmentProblem, MserveError
+from ..errors import EnvironmentProblem, MserveError, RequestError, printable
 from ..front import Front
 from ..numerics import show_bytes
 from ..runtime.ort import cpu_budget, share_threads
 from ..wire import tfs_json
 from .app import Server
-from .config import tls_files
+from .config import Config, changed, tls_files
 from .grpc_server import GrpcServer
 from .logs import begin, set_level
 from .tls import Tls
@@ -40,6 +40,7 @@ log = logging.getLogger("mserve")
 SETTLE_S = 60.0
 FILES_RESERVED = 512
 INLINE_BODY_CHARS = 300
+CHANGES_TOLD = 10
 
 
 def run(watch: ConfigWatch) -> NoReturn:
@@ -127,7 +128,7 @@ def _take(server: Server, change: Change | None, problem: str) -> None:
     """Make a configuration that was read the server's, or note why it cannot be."""
     if change is not None:
         try:
-            known = server.config.warnings
+            before = server.config
             server.reconfigure(change.config)
         except MserveError as error:
             problem = str(error)
@@ -135,8 +136,13 @@ def _take(server: Server, change: Change | None, problem: str) -> None:
         else:
             set_level(change.config.log)
             log.info("took a new configuration")
+            lines = changed(before, change.config)
+            for line in lines[:CHANGES_TOLD]:
+                log.info("configuration: %s", line)
+            if len(lines) > CHANGES_TOLD:
+                log.info("configuration: %d more keys changed", len(lines) - CHANGES_TOLD)
             for warning in change.config.warnings:
-                if warning not in known:
+                if warning not in before.warnings:
                     log.warning("%s", warning)
             if change.restart:
                 log.warning("these keys take effect with a restart: %s", ", ".join(change.restart))
@@ -190,38 +196,64 @@ async def _announce(server: Server, port: int, grpc_port: int) -> None:
     """Say where the server listens, what it serves, and how to ask it."""
     host, scheme = server.config.server.host, "https" if server.config.tls.cert else "http"
     url = f"{scheme}://{_in_url(host)}:{port}"
-    _say(f"mserve {__version__} listening on {url} (Ctrl-C stops)")
+    say = _say_json if server.config.log.format == "json" else _say
+    say(f"mserve {__version__} listening on {url} (Ctrl-C stops)")
     if grpc_port:
-        _say(f"  gRPC on {_in_url(host)}:{grpc_port}")
+        say(f"  gRPC on {_in_url(host)}:{grpc_port}")
     start = time.monotonic()
     while not server.reconciler.settled() and time.monotonic() - start < SETTLE_S:
         await asyncio.sleep(0.01)
     for name, model in server.reconciler.models.items():
         for version, servable in model.available.items():
-            names = ", ".join(servable.signatures)
+            names = printable(", ".join(servable.signatures))
             size = show_bytes(servable.bundle.byte_size)
-            _say(f"  {name} version {version}: available ({size}; signatures: {names})")
+            say(f"  {name} version {version}: available ({size}; signatures: {names})")
         if not model.available:
-            _say(f"  {name}: nothing to serve yet: {model.why_unavailable()}")
+            say(f"  {name}: nothing to serve yet: {model.why_unavailable()}")
+    _check_redacted(server)
     while True:
         for name, model in server.reconciler.models.items():
             if model.default is not None:
-                _say("Ask it:")
-                _say("  " + curl_line(server.front, name, url))
+                say("Ask it:")
+                say("  " + curl_line(server.front, name, url, curl_options(server.config)))
                 return
         await asyncio.sleep(0.2)
 
 
-def curl_line(front: Front, name: str, url: str) -> str:
+def _check_redacted(server: Server) -> None:
+    """Warn of names in `redact` that no signature has: a slip there would record what is to be kept out."""
+    loaded = [s for m in server.reconciler.models.values() for s in m.available.values()]
+    ports = {a for s in loaded for sig in s.signatures.values() for a in (*sig.inputs, *sig.outputs)}
+    unknown = [name for name in server.config.request_log.redact if name not in ports]
+    if server.request_log is not None and loaded and unknown:
+        log.warning("request_log.redact names what no loaded signature has: %s", ", ".join(unknown))
+
+
+def curl_options(config: Config) -> str:
+    """What every call of curl needs, ready for a shell: whom to trust, and places for what is secret."""
+    options = ""
+    if config.tls.cert:
+        options += f" --cacert {shlex.quote(str(config.tls.cert))}"
+    if config.tls.client_ca:
+        options += " --cert CLIENT.pem --key CLIENT.key"
+    if config.auth.tokens or config.auth.admin_tokens:
+        options += " -H 'Authorization: Bearer TOKEN'"
+    return options
+
+
+def curl_line(front: Front, name: str, url: str, options: str = "") -> str:
     """A shell line that makes a prediction when pasted."""
     servable = front.resolve(name)
     _, spec = servable.signature()
-    body = tfs_json.encode_inputs(servable.example(), rows=spec.batch_axis is not None).decode()
     model = f"{url}/v1/models/{quote(name, safe='')}"
+    try:
+        body = tfs_json.encode_inputs(servable.example(), rows=spec.batch_axis is not None).decode()
+    except RequestError:  # nobody can paste inputs that are too large to make some up
+        return f"curl -s{options} {shlex.quote(f'{model}/metadata')}"
     call = shlex.quote(f"{model}:predict")
     if len(body) <= INLINE_BODY_CHARS:
-        return f"curl -s -d {shlex.quote(body)} {call}"
-    return f"curl -s {shlex.quote(f'{model}/example')} | curl -s -d @- {call}"
+        return f"curl -s{options} -d {shlex.quote(body)} {call}"
+    return f"curl -s{options} {shlex.quote(f'{model}/example')} | curl -s{options} -d @- {call}"
 
 
 def _in_url(host: str) -> str:
@@ -230,3 +262,8 @@ def _in_url(host: str) -> str:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+def _say_json(line: str) -> None:
+    """The same as a line of the log, whatever its level: this is said at every start."""
+    log.handle(log.makeRecord(log.name, logging.INFO, "", 0, line.strip(), (), None))

@@ -327,10 +327,10 @@ TABLES: Mapping[str, type] = {
 }
 
 
-def show(value: Any) -> str:
-    """A value on one line and not too long."""
+def show(value: Any, chars: int = 60) -> str:
+    """A value on one line of at most so many characters."""
     try:
         text = json.dumps(value, default=str, ensure_ascii=False)
     except RecursionError:  # dotted keys nest without limit
         text = "something deeply nested"
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= chars else text[: chars - 3] + "..."

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ..errors import MserveError, NotFound, RequestError
+from ..loader.model import UNLOADED, Model
 from ..loader.plan import Slot
-from ..loader.reconciler import Model
 from ..loader.servable import Servable, State
 from ..tensors import DTYPES, Signature, TensorSpec
 
@@ -80,7 +80,8 @@ def _status(slot: Slot) -> VersionStatus:
 def status_json(model: Model, found: list[VersionStatus]) -> dict[str, Any]:
     """The status page of a model, and besides `labels` with the versions that they name now.
 
-    `problem` says what keeps the base path from being used.
+    `labels_waiting` says of the labels whose own version cannot answer yet why not;
+    `problem` what keeps the base path, or the model, from being used.
     """
     entries = [
         {
@@ -93,7 +94,10 @@ def status_json(model: Model, found: list[VersionStatus]) -> dict[str, Any]:
     status: dict[str, Any] = {"model_version_status": entries}
     if model.labels:
         status["labels"] = model.labels
-    return status | ({"problem": model.problem} if model.problem else {})
+    if waiting := model.labels_waiting():
+        status["labels_waiting"] = waiting
+    problem = model.problem if model.wanted else UNLOADED
+    return status | ({"problem": problem} if problem else {})
 
 
 def metadata_json(name: str, servable: Servable) -> dict[str, Any]:

@@ -1,0 +1,96 @@
+"""The first run of a version, before it answers anyone: it warms the model up, and proves it.
+
+Recorded requests are answered and compared with the recorded answers, grossly: other
+machines and versions of the engine round otherwise. That finds weights which are not the
+exported ones though their files have the right size, such as those of a copy that
+reserves its space before it writes. A run that does not end is stopped, since it would
+keep its thread for ever.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ExecutionFailed, ModelRefused, MserveError
+from ..format.golden import Golden
+from ..numerics import gross_difference
+
+if TYPE_CHECKING:
+    from .servable import Servable
+
+WARM_UP_S = 60.0
+SLOW_DISK = 20e6  # bytes a second; the first run may read all weights
+
+
+def warm_up(servable: Servable) -> None:
+    """Run the recorded requests once, or made-up inputs where there are none.
+
+    Raises ModelRefused when the model fails on its own recorded requests, answers them
+    otherwise than it did, or takes longer than WARM_UP_S and a slow disk to read it.
+    """
+    with _limited(servable) as options:
+        for name, sample in servable.golden.items():
+            _prove(servable, name, sample, options)
+        if not servable.golden:
+            with suppress(MserveError):  # made-up inputs may not suit the model, or be too large
+                name, signature = servable.signature()
+                servable.compute(name, servable.made_up(signature), options)
+
+
+@contextmanager
+def _limited(servable: Servable) -> Iterator[Any]:
+    """Options of runs that end after a while. Raises ModelRefused if they did."""
+    limit_s = WARM_UP_S + servable.bundle.byte_size / SLOW_DISK
+    options = servable.run_options(next(iter(servable.signatures)))
+    over = threading.Event()
+
+    def end() -> None:
+        over.set()
+        if options is not None:
+            options.terminate = True
+
+    timer = threading.Timer(limit_s, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield options
+    except ModelRefused:
+        if not over.is_set():
+            raise
+    finally:
+        timer.cancel()
+    if over.is_set():
+        raise ModelRefused(
+            "the model's first run takes too long",
+            where=servable.bundle.path,
+            expected=f"at most {limit_s:.0f} s",
+            hint="does it hold a loop that never ends?",
+        )
+
+
+def _prove(servable: Servable, name: str, sample: Golden, options: Any) -> None:
+    """One signature's recorded requests, answered and compared."""
+    where = f"{servable.bundle.path}: signature {name}"
+    outputs = servable.signatures[name].outputs
+    try:
+        first = servable.compute(name, sample.inputs, options)
+        reasons = [gross_difference(sample.outputs[a], x) for a, x in zip(outputs, first, strict=True)]
+        if not any(reasons):
+            return
+        # A model that draws random numbers answers itself no better.
+        second = servable.compute(name, sample.inputs, options)
+    except ExecutionFailed as error:
+        raise ModelRefused(
+            "the model fails on its own golden samples", where=where, found=error.found
+        ) from error
+    for alias, reason, x, y in zip(outputs, reasons, first, second, strict=True):
+        if reason and not gross_difference(x, y):
+            raise ModelRefused(
+                "the model's answers to its recorded requests are not the recorded ones",
+                where=f"{where}, output {alias}",
+                found=reason,
+                hint="copy the version again from where it was exported; mserve validate tells what changed",
+            )
