@@ -271,10 +271,11 @@ def test_clients_of_an_authority_that_was_replaced_are_refused(authority: trustm
 def test_connections_count_before_they_have_shaken_hands(authority: trustme.CA, tmp_path: Path) -> None:
     write_pair(authority, tmp_path)
     with configured(tmp_path, TLS + "[limits]\nconnections = 2\n") as server:
-        silent = [socket.create_connection(("127.0.0.1", server.port), timeout=20) for _ in range(3)]
-        assert silent[2].recv(1) == b"", "the third is one too many"
-        for link in silent:
-            link.close()
+        for port in (server.port, server.grpc_port):
+            silent = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(3)]
+            assert silent[2].recv(1) == b"", "the third is one too many"
+            for link in silent:
+                link.close()
 
         def answers() -> bool:
             try:

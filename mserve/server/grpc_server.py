@@ -86,6 +86,7 @@ class GrpcServer:
             # A client that is gone without a word is noticed, and what it asked for dropped.
             ("grpc.keepalive_time_ms", KEEPALIVE_MS),
             ("grpc.keepalive_timeout_ms", KEEPALIVE_MS // 2),
+            ("grpc.max_allowed_incoming_connections", self._peers.connections_max),
             ("grpc.max_connection_idle_ms", int(self._peers.idle_timeout_s * 1000)),
             ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
             ("grpc.http2.min_recv_ping_interval_without_data_ms", PING_INTERVAL_MS),
@@ -200,8 +201,9 @@ class GrpcServer:
                     raise Unavailable("the server is shutting down", hint="try again elsewhere")
                 if (message := coming.result()) is None:
                     return
+                del coming
                 yield message
-                del message, coming
+                del message  # not held here until the next one comes
         finally:
             stopped.cancel()
 

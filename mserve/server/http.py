@@ -265,6 +265,8 @@ class Connection(asyncio.Protocol):
         except Exception as error:  # a client must never be left without an answer
             log.exception("our bug while handling %s", request.target[:200])
             reply(error_response(MserveError("internal error", found=repr(error)[:200])))
+        if pending.response is not None:
+            pending.cancel = None  # it would hold the body of a request that is answered
 
     def _answer(self, pending: _Pending, response: Response) -> None:
         """Note an answer, and write all that are next in line."""
@@ -272,6 +274,7 @@ class Connection(asyncio.Protocol):
             return
         pending.response = response
         pending.held.release()
+        pending.cancel = None
         ready, over = [], False
         while self._pending and (answer := self._pending[0].response) is not None:
             first = self._pending.popleft()

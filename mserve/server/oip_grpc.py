@@ -43,6 +43,7 @@ class Infer(Call):
 
     def parse(self) -> None:
         asked = oip_proto.decode("ModelInferRequest", self._body)
+        self._body = b""  # a large one waits in one form only
         self.model, self.id = asked.model_name, asked.id
         self.version, self.label = oip.version_of(asked.model_version)
         self._message = oip_proto.request(asked)
@@ -142,6 +143,7 @@ class OipGrpc:
         try:
             async for body in messages:
                 asked = self._ask(body, context)
+                del body  # not held here until the next one comes
                 try:
                     await answers.put(asked)
                 except asyncio.CancelledError:
@@ -161,7 +163,8 @@ class OipGrpc:
             held.take(len(body))
         except MserveError as error:
             held.release()
-            answer.set_result(error)
+            # Its traceback would hold the message until the requests before it are answered.
+            answer.set_result(error.with_traceback(None))
             return _Asked(Infer(b"", context, answer.set_result), answer, held, lambda: None)
         return _Asked(call, answer, held, self._calls.begin(call, len(body)))
 

@@ -50,7 +50,7 @@ def run(watch: ConfigWatch) -> NoReturn:
     Raises InputError (TLS files), EnvironmentProblem (port taken).
     """
     begin(watch.config.log)
-    _allow_files(watch.config.limits.connections + FILES_RESERVED)
+    _allow_files(2 * watch.config.limits.connections + FILES_RESERVED)  # of each port
     share_threads(cpu_budget())
     uvloop.run(_serve(watch))
     raise AssertionError("unreachable")
