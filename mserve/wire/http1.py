@@ -17,7 +17,8 @@ _REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 @dataclass(slots=True)
 class Request:
-    """One parsed request. Header names are lower case; of a doubled header the last value stands.
+    """One parsed request. Header names are lower case; of a doubled header the last
+    value stands (a doubled Authorization does not get here).
 
     `start_ns` is when its last byte arrived (monotonic); `admin` tells whether its
     client may make administrative calls; `client` is its address. `charge` counts bytes that
