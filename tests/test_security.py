@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import socket
 import ssl
 import subprocess
 from collections.abc import Callable, Iterator
@@ -19,19 +20,22 @@ import trustme
 from server_tools import Running, serving
 
 import mserve
+from mserve.wire.messages import message
 
 SECRET, OTHER, ADMIN = "s3cret-of-a-client", "of-another-client", "s3cret-of-an-operator"
 ROW = {"instances": [[1.0]]}
 
 
 @contextmanager
-def configured(folder: Path, tables: str, *flags: str) -> Iterator[Running]:
+def configured(folder: Path, tables: str, *flags: str, ready: bool = True) -> Iterator[Running]:
     """A server with one model `m` and the given tables of mserve.toml."""
     if not (folder / "m").exists():
         mserve.export(builders.constant(7), folder / "m", golden=0)
     config = folder / "mserve.toml"
     config.write_text(f'[models.m]\nbase_path = "m"\n\n{tables}\n')
-    with serving(f"--config={config}", folder / "log", *flags, ready="[tls]" not in tables) as running:
+    with serving(
+        f"--config={config}", folder / "log", *flags, ready=ready and "[tls]" not in tables
+    ) as running:
         running.wait_until(lambda: "m version 1: available" in running.log())
         yield running
 
@@ -132,12 +136,12 @@ def test_a_server_without_a_usable_token_does_not_start(
         pass
 
 
-def call(channel: grpc.Channel, name: str, token: str = "") -> str:
+def call(channel: grpc.Channel, name: str, token: str = "", body: bytes = b"") -> str:
     """The status of one health check, or of a call that needs a token."""
     method = channel.unary_unary(f"/{name}")
     metadata = (("authorization", f"Bearer {token}"),) if token else ()
     try:
-        method(b"", metadata=metadata, timeout=20)
+        method(body, metadata=metadata, timeout=20)
     except grpc.RpcError as error:
         return str(error.code().name)  # type: ignore[attr-defined]
     return "OK"
@@ -225,6 +229,87 @@ def test_mutual_tls_admits_clients_of_the_authority_only(authority: trustme.CA, 
             with pytest.raises(OSError):  # noqa: PT011 - how it ends is the client's business
                 ask_tls(server, context)
         assert grpc_status(server, stranger[1]) == "UNAVAILABLE"
+
+
+def test_clients_of_an_authority_that_was_replaced_are_refused(authority: trustme.CA, tmp_path: Path) -> None:
+    """On connections that begin then; those there are go on. Sessions of before are not resumed."""
+    write_pair(authority, tmp_path)
+    former, new = trustme.CA(), trustme.CA()
+    former.cert_pem.write_to_path(tmp_path / "clients.pem")
+
+    def client(signer: trustme.CA) -> ssl.SSLContext:
+        context = trusting(tmp_path)
+        signer.issue_cert("client@example.org").configure_cert(context)
+        context.maximum_version = ssl.TLSVersion.TLSv1_2  # in which whoever is refused learns it at once
+        return context
+
+    with configured(tmp_path, TLS + 'client_ca = "clients.pem"') as server:
+        old, young = client(former), client(new)
+        lasting = http.client.HTTPSConnection("127.0.0.1", server.port, context=old, timeout=20)
+        lasting.request("GET", "/livez")
+        assert lasting.getresponse().read() == b"ok\n"
+        session = lasting.sock.session  # type: ignore[union-attr]
+        assert session is not None
+        with pytest.raises(OSError):  # noqa: PT011 - how it ends is the client's business
+            ask_tls(server, young)
+        new.cert_pem.write_to_path(tmp_path / "clients.new")
+        os.replace(tmp_path / "clients.new", tmp_path / "clients.pem")
+        server.wait_until(lambda: "a new certificate is in use" in server.log())
+        assert ask_tls(server, young)[0] == 200
+        with pytest.raises(OSError):  # noqa: PT011
+            ask_tls(server, old)
+        with (
+            socket.create_connection(("127.0.0.1", server.port), timeout=20) as link,
+            pytest.raises(OSError),  # noqa: PT011
+        ):
+            old.wrap_socket(link, server_hostname="127.0.0.1", session=session)
+        lasting.request("GET", "/livez")
+        assert lasting.getresponse().read() == b"ok\n"
+        lasting.close()
+
+
+def test_connections_count_before_they_have_shaken_hands(authority: trustme.CA, tmp_path: Path) -> None:
+    write_pair(authority, tmp_path)
+    with configured(tmp_path, TLS + "[limits]\nconnections = 2\n") as server:
+        for port in (server.port, server.grpc_port):
+            silent = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(3)]
+            assert silent[2].recv(1) == b"", "the third is one too many"
+            for link in silent:
+                link.close()
+
+        def answers() -> bool:
+            try:
+                return ask_tls(server, trusting(tmp_path))[0] == 200
+            except OSError:
+                return False
+
+        server.wait_until(answers)
+
+
+def test_who_has_no_token_learns_no_names(tmp_path: Path) -> None:
+    """Of a server that is not ready: neither which model is missing nor why."""
+    (tmp_path / "late").mkdir()
+    (tmp_path / "tokens").write_bytes(b"\xef\xbb\xbf" + SECRET.encode() + b"\r\n")  # as Windows writes it
+    tables = '[models.late]\nbase_path = "late"\n[auth]\ntokens = "tokens"'
+    mserve.export(builders.constant(7), tmp_path / "m", golden=0)
+    with configured(tmp_path, tables, ready=False) as server:
+        for path in ("/readyz", "/v2/health/ready"):
+            bare = server.get(path)
+            assert (bare.status, b"not ready" in bare.body, b"late" in bare.body) == (503, True, False)
+            known = server.ask("GET", path, None, bearer(SECRET))
+            assert (known.status, b"late" in known.body) == (503, True)
+        refused = server.get("/v1/models")
+        assert (refused.status, refused.headers["WWW-Authenticate"]) == (401, "Bearer")
+        with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+            check = "grpc.health.v1.Health/Check"
+            request = message("grpc.health.v1.HealthCheckRequest")
+
+            def health(name: str, token: str = "") -> str:
+                return call(channel, check, token, request(service=name).SerializeToString())
+
+            assert [health(name) for name in ("", "grpc.health.v1.Health")] == ["OK", "OK"]
+            assert [health(name) for name in ("m", "late", "nope")] == ["UNAUTHENTICATED"] * 3
+            assert [health(name, SECRET) for name in ("m", "late", "nope")] == ["OK", "OK", "NOT_FOUND"]
 
 
 @pytest.mark.parametrize("spoil", ["server.pem", "server.key"])

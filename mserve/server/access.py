@@ -8,6 +8,7 @@ digests, in constant time, and never logged.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import hmac
 import logging
@@ -35,7 +36,7 @@ class TokenFile:
     def read(self) -> None:
         """Read the file. Raises InputError: no file, not text, or no token in it."""
         self._seen = self._fingerprint()
-        lines = read_input(self.path, FILE_BYTES_MAX).splitlines()
+        lines = read_input(self.path, FILE_BYTES_MAX).removeprefix(codecs.BOM_UTF8).splitlines()
         tokens = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith(b"#")]
         if not tokens:
             raise InputError("the file holds no token", where=self.path, expected="a token a line")
@@ -98,6 +99,14 @@ class Access:
         """Read changed files again."""
         for file in self.files():
             file.follow()
+
+    def knows(self, authorization: bytes) -> bool:
+        """Whether the client may see what only clients may see: it has a token, or needs none."""
+        try:
+            self.admit(authorization)
+        except Unauthenticated:
+            return False
+        return True
 
     def admit(self, authorization: bytes) -> bool:
         """Whether the client may make administrative calls. Raises Unauthenticated."""

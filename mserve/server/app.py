@@ -23,11 +23,12 @@ from .calls import Calls, as_error
 from .config import Config
 from .grpc_health import Health
 from .grpc_server import GrpcServer, Methods
-from .http import Cancel, Connection, Peers, Reply, error_response
+from .http import Cancel, Connection, Reply, error_response
 from .metrics import CONTENT_TYPE, Metrics
 from .oip import Oip
 from .oip_grpc import OipGrpc
 from .oip_rest import OipRest
+from .peers import Peers
 from .request_log import RequestLog, Sampling
 from .rest import VERSION_HEADER
 from .settings import BatchingTable, ModelBatching, ModelTable
@@ -115,7 +116,7 @@ class Server:
         self._tfs = TfsRest(self.calls, self.peers)
         protocol = Oip(self.calls, self.reconciler, self.unready)
         self._oip = OipRest(protocol, self.peers)
-        self._oip_grpc = OipGrpc(protocol)
+        self._oip_grpc = OipGrpc(protocol, self.peers)
         self._apply(config)
 
     def reconfigure(self, config: Config) -> None:
@@ -170,8 +171,12 @@ class Server:
 
     def _route(self, request: Request, reply: Reply) -> Cancel | None:
         path = request.target.split(b"?", 1)[0]
+        token = request.headers.get(b"authorization", b"")
         if path not in OPEN_PAGES:
-            request.admin = self.access.admit(request.headers.get(b"authorization", b""))
+            request.admin = self.access.admit(token)
+        elif request.method == "GET" and b"ready" in path and self.unready() and not self.access.knows(token):
+            reply(_not_ready(path))
+            return None
         if path == b"/v2" or path.startswith(b"/v2/"):
             return self._oip.handle(request, reply)
         route = parse_path(request.target)
@@ -195,7 +200,7 @@ class Server:
             tfs_reload.methods(self),
         ]
         services = {name.partition("/")[0] for c in codecs for name in (*c.unary, *c.streams)}
-        health = Health(self.reconciler.models, self.unready, lambda: self.draining, services)
+        health = Health(self.reconciler.models, self.unready, lambda: self.draining, services, self.knows_rpc)
         codecs.append(health.methods())
         unary = {name: handler for c in codecs for name, handler in c.unary.items()}
         streams = {name: handler for c in codecs for name, handler in c.streams.items()}
@@ -206,8 +211,11 @@ class Server:
         """Whether a call may be administrative. Raises Unauthenticated where it may not be made at all."""
         if method.startswith(OPEN_METHODS):
             return False
-        value = metadata.get("authorization", "")
-        return self.access.admit(value if isinstance(value, bytes) else value.encode())
+        return self.access.admit(_token(metadata))
+
+    def knows_rpc(self, metadata: Mapping[str, str | bytes]) -> bool:
+        """Whether a call comes from a client that has a token, or needs none."""
+        return self.access.knows(_token(metadata))
 
     def _page(self, path: str) -> Response | None:
         if path in ("/metrics", "/monitoring/prometheus/metrics"):
@@ -237,3 +245,15 @@ class Server:
     def connection(self) -> Connection:
         """A protocol for a new client."""
         return Connection(self.handle, self.peers)
+
+
+def _token(metadata: Mapping[str, str | bytes]) -> bytes:
+    value = metadata.get("authorization", "")
+    return value if isinstance(value, bytes) else value.encode()
+
+
+def _not_ready(path: bytes) -> Response:
+    """What a probe without a token is told: no names, paths or texts of bundles."""
+    if path == b"/readyz":
+        return Response(503, b"not ready\n", TEXT)
+    return json_response({"ready": False, "live": True, "error": "not ready"}, 503)

@@ -14,16 +14,20 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import EnvironmentProblem, MserveError
+from ..errors import EnvironmentProblem, MserveError, RequestError, Unavailable
 from . import logs
 from .calls import Context, as_error
-from .http import Cancel, Peers
+from .http import Cancel
+from .peers import Held, Peers
 
 log = logging.getLogger("mserve")
 
 STREAMS_MAX = 1000
 KEEPALIVE_MS = 60_000
 PING_INTERVAL_MS = 10_000
+HANDSHAKE_MS = 10_000
+POLL_S = 0.02
+CUT_S = 0.1
 # Bytes of an error's text. It may repeat what a client sent, and goes out as a header, in which a
 # byte may take three; clients refuse headers over 8 KiB.
 DETAILS_MAX = 2000
@@ -66,6 +70,8 @@ class GrpcServer:
         self._peers = peers
         self._access_log = access_log
         self._server: Any = None
+        self._stopped = asyncio.Event()
+        self._under_way = 0
         self.port = 0
 
     async def start(self, address: str, credentials: Any = None) -> None:
@@ -80,6 +86,9 @@ class GrpcServer:
             # A client that is gone without a word is noticed, and what it asked for dropped.
             ("grpc.keepalive_time_ms", KEEPALIVE_MS),
             ("grpc.keepalive_timeout_ms", KEEPALIVE_MS // 2),
+            ("grpc.max_allowed_incoming_connections", self._peers.connections_max),
+            ("grpc.max_connection_idle_ms", int(self._peers.idle_timeout_s * 1000)),
+            ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
             ("grpc.http2.min_recv_ping_interval_without_data_ms", PING_INTERVAL_MS),
         ]
         logging.getLogger("grpc._cython.cygrpc").addFilter(_worth_a_line)
@@ -102,8 +111,16 @@ class GrpcServer:
 
     async def stop(self, grace_s: float) -> None:
         """Take no new calls, and finish those under way within the grace time."""
-        if self._server is not None:
-            await self._server.stop(grace_s)
+        if self._server is None:
+            return
+        self._stopped.set()
+        stopping = asyncio.ensure_future(self._server.stop(grace_s))
+        while self._under_way and not stopping.done():
+            await asyncio.sleep(POLL_S)
+        # What is left are calls whose client has not sent its request yet.
+        await asyncio.wait((stopping,), timeout=CUT_S)
+        await self._server.stop(0)
+        await stopping
 
     def handler(self, name: str) -> Any:
         """grpcio's handler of a method, None for one that nobody answers."""
@@ -125,10 +142,10 @@ class GrpcServer:
                 if not future.done():
                     future.set_result(result)
 
-            cancel, rpc = None, None
-            self._peers.buffered += len(message)
+            cancel, rpc, held = None, None, Held(self._peers)
+            self._count(grpc_context)
             try:
-                self._peers.check_buffered()
+                held.take(len(message))
                 rpc = self._rpc(name, message, grpc_context)
                 cancel = handle(rpc, reply)
                 result = await future
@@ -139,7 +156,7 @@ class GrpcServer:
             except Exception as error:
                 result = as_error(error, name)
             finally:
-                self._peers.buffered -= len(message)
+                held.release()
             if rpc is not None:
                 self._close(rpc, grpc_context, result)
             if isinstance(result, MserveError):
@@ -153,14 +170,42 @@ class GrpcServer:
         handle = self._methods.streams[name]
 
         async def answer(messages: AsyncIterator[bytes], grpc_context: Any) -> AsyncIterator[bytes]:
+            self._count(grpc_context)
             try:
                 rpc = self._rpc(name, b"", grpc_context)
-                async for message in handle(messages, rpc):
+                async for message in handle(self._until_stopped(messages), rpc):
                     yield message
             except MserveError as error:
                 await _abort(grpc_context, error)
 
         return answer
+
+    def _count(self, grpc_context: Any) -> None:
+        """Count a call as under way until its answer is on the wire."""
+
+        def done(_: Any) -> None:
+            self._under_way -= 1
+
+        self._under_way += 1
+        grpc_context.add_done_callback(done)
+
+    async def _until_stopped(self, messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """The messages of a stream. Raises Unavailable when the server stops before the next one."""
+        stopped = asyncio.ensure_future(self._stopped.wait())
+        try:
+            while True:
+                coming = asyncio.ensure_future(_next(messages))
+                await asyncio.wait((coming, stopped), return_when=asyncio.FIRST_COMPLETED)
+                if not coming.done():
+                    coming.cancel()
+                    raise Unavailable("the server is shutting down", hint="try again elsewhere")
+                if (message := coming.result()) is None:
+                    return
+                del coming
+                yield message
+                del message  # not held here until the next one comes
+        finally:
+            stopped.cancel()
 
     def _close(self, rpc: Rpc, grpc_context: Any, result: bytes | MserveError) -> None:
         """Echo the request's identity, and log it where that is asked for."""
@@ -175,7 +220,10 @@ class GrpcServer:
 
     def _rpc(self, name: str, message: bytes, grpc_context: Any) -> Rpc:
         start = time.monotonic_ns()
-        metadata = dict(grpc_context.invocation_metadata() or ())
+        pairs = tuple(grpc_context.invocation_metadata() or ())
+        metadata = dict(pairs)
+        if sum(key == "authorization" for key, _ in pairs) > 1:
+            raise RequestError("the call has more than one authorization")
         admin = self._admit(name, metadata)
         left = grpc_context.time_remaining()
         timeout = 0 if left is None else max(1, int(left * 1e9))
@@ -185,6 +233,10 @@ class GrpcServer:
             who.request_id = logs.new_request_id()
         context = Context(start, timeout, who.request_id, who.traceparent, admin)
         return Rpc(name, message, context, metadata)
+
+
+async def _next(messages: AsyncIterator[bytes]) -> bytes | None:
+    return await anext(messages, None)
 
 
 class _Handlers:

@@ -15,7 +15,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import httptools
 
@@ -23,12 +23,13 @@ from ..errors import (
     HeadersTooLarge,
     MethodNotAllowed,
     MserveError,
-    Overloaded,
     PayloadTooLarge,
     RequestError,
+    Unauthenticated,
     Unavailable,
 )
 from ..wire.http1 import Request, Response, json_response
+from .peers import Held, Peers
 
 log = logging.getLogger("mserve")
 
@@ -38,12 +39,8 @@ Handler = Callable[[Request, Reply], Cancel | None]
 
 PIPELINE_MAX = 16
 HEAD_BYTES_MAX = 32 << 10
-BODY_BYTES_MAX = 64 << 20
-BUFFERED_BYTES_MAX = 512 << 20
-SEND_TIMEOUT_S = 30.0
-IDLE_TIMEOUT_S = 75.0
-CONNECTIONS_MAX = 10_000
 LINGER_S = 2.0
+DRAIN_S = 0.9
 WRITE_BUFFER_BYTES = 1 << 20
 
 
@@ -52,36 +49,11 @@ class _Pending:
     """A request that was handed over: its answer once known, and what to cancel."""
 
     keep_alive: bool
+    held: Held
     head_only: bool = False
     response: Response | None = None
     cancel: Cancel | None = None
-    body_bytes: int = 0
     dropped: bool = False
-
-
-@dataclass(slots=True)
-class Peers:
-    """What the connections of one listener share: the set of them, limits, and a budget of body bytes.
-
-    A body counts from the first byte received until its request is answered.
-    """
-
-    body_max: int = BODY_BYTES_MAX
-    buffered_max: int = BUFFERED_BYTES_MAX
-    connections_max: int = CONNECTIONS_MAX
-    send_timeout_s: float = SEND_TIMEOUT_S
-    idle_timeout_s: float = IDLE_TIMEOUT_S
-    open: set[Connection] = field(default_factory=set)
-    buffered: int = 0
-
-    def check_buffered(self) -> None:
-        """Raises Overloaded when the bodies that are held are too large together."""
-        if self.buffered > self.buffered_max:
-            raise Overloaded(
-                "the server holds too many request bodies",
-                expected=f"at most {self.buffered_max} bytes at once",
-                hint="try again later",
-            )
 
 
 def error_response(error: MserveError) -> Response:
@@ -91,6 +63,8 @@ def error_response(error: MserveError) -> Response:
         headers = (("Retry-After", str(error.retry_after_s)),)
     if isinstance(error, MethodNotAllowed):
         headers = (("Allow", error.expected),)
+    if isinstance(error, Unauthenticated):
+        headers = (("WWW-Authenticate", "Bearer"),)
     return json_response({"error": str(error)}, error.http_status, headers)
 
 
@@ -108,8 +82,7 @@ class Connection(asyncio.Protocol):
         self._unread_since: float | None = None
         self._closing = False
         self._lingering = False
-        self._body_bytes = 0
-        self.draining = False
+        self._draining_since: float | None = None
         self._reset()
         self._client = ""
         self._parser = httptools.HttpRequestParser(self)
@@ -120,11 +93,12 @@ class Connection(asyncio.Protocol):
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
         self._in_head = True
-        # Bytes of this head: of complete lines, and of reads that ended inside of it. The
-        # read in which it began is not counted: most of that may be the request before it.
+        # Bytes of this head, or of what follows the body's last byte: of complete lines, and of
+        # whole reads. The read in which it began is not counted: most of that may be other things.
         self._parsed = self._unparsed = 0
         self._began_here = True
         self._body = bytearray()
+        self._held = Held(self._peers)
         self._started: float | None = None
 
     # asyncio.Protocol
@@ -147,17 +121,16 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._peers.open.discard(self)
         self._closing = True
-        self._peers.buffered -= len(self._body)
+        self._held.release()
         self._body = bytearray()
         self._drop_pending()
         self._transport = None
 
     def _drop_pending(self) -> None:
-        """Forget the requests that will not be answered; of an answered one the body is no longer counted."""
+        """Forget the requests that will not be answered."""
         for pending in self._pending:
             pending.dropped = True
-            if pending.response is None:
-                self._peers.buffered -= pending.body_bytes
+            pending.held.release()
             if pending.cancel is not None:
                 pending.cancel()
         self._pending.clear()
@@ -172,7 +145,7 @@ class Connection(asyncio.Protocol):
         self._began_here = False
         try:
             self._feed(data)
-            if self._in_head and not self._began_here:
+            if not self._began_here:
                 self._unparsed += len(data)
                 self._check_head(self._unparsed)
         except httptools.HttpParserCallbackError as error:
@@ -230,12 +203,17 @@ class Connection(asyncio.Protocol):
         self._check_head(self._parsed)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers[name.lower()] = value
         self._parsed += len(name) + len(value)
         self._check_head(self._parsed)
+        if not self._in_head:
+            return  # a trailer: whoever looked at the headers has not seen it, so it must not count
+        name = name.lower()
+        if name == b"authorization" and name in self._headers:
+            raise RequestError("the request has more than one Authorization header")
+        self._headers[name] = value
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
+        self._in_head, self._unparsed = False, 0
         length = self._headers.get(b"content-length", b"")
         if length.isdigit():
             self._check_body(int(length))
@@ -245,18 +223,18 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         self._body += body
-        self._peers.buffered += len(body)
+        self._unparsed, self._began_here = 0, True
         self._check_body(len(self._body))
-        self._peers.check_buffered()
+        self._held.take(len(body))
 
     def on_message_complete(self) -> None:
         if self._parser.should_upgrade():
             return  # `_feed` reads the request again without the offer
         method = self._parser.get_method().decode("latin-1")
-        pending = _Pending(self._parser.should_keep_alive(), method == "HEAD", body_bytes=len(self._body))
+        pending = _Pending(self._parser.should_keep_alive(), self._held, method == "HEAD")
         method = "GET" if method == "HEAD" else method
         request = Request(method, self._target, self._headers, self._body, time.monotonic_ns())
-        request.client = self._client
+        request.client, request.charge = self._client, pending.held.take
         self._reset()
         self._pending.append(pending)
         self._parked.append((request, pending))
@@ -287,17 +265,20 @@ class Connection(asyncio.Protocol):
         except Exception as error:  # a client must never be left without an answer
             log.exception("our bug while handling %s", request.target[:200])
             reply(error_response(MserveError("internal error", found=repr(error)[:200])))
+        if pending.response is not None:
+            pending.cancel = None  # it would hold the body of a request that is answered
 
     def _answer(self, pending: _Pending, response: Response) -> None:
         """Note an answer, and write all that are next in line."""
         if self._transport is None or pending.dropped or pending.response is not None:
             return
         pending.response = response
-        self._peers.buffered -= pending.body_bytes
+        pending.held.release()
+        pending.cancel = None
         ready, over = [], False
         while self._pending and (answer := self._pending[0].response) is not None:
             first = self._pending.popleft()
-            keep = first.keep_alive and not (self.draining and not self._pending)
+            keep = first.keep_alive and (self._draining_since is None or bool(self._pending))
             ready.append(answer.encode(keep_alive=keep, head_only=first.head_only))
             if not keep:
                 self._closing = over = True
@@ -319,9 +300,9 @@ class Connection(asyncio.Protocol):
 
     def _refuse(self, error: MserveError) -> None:
         """Answer what cannot be parsed, behind what is still to be answered, and close."""
-        self._peers.buffered -= len(self._body)
+        self._held.release()
         self._body = bytearray()
-        pending = _Pending(keep_alive=False)
+        pending = _Pending(keep_alive=False, held=self._held)
         self._pending.append(pending)
         self._lingering = True
         self._answer(pending, error_response(error))
@@ -361,16 +342,30 @@ class Connection(asyncio.Protocol):
         elif self._pending:
             return
         elif self._started is not None and now - self._started > peers.send_timeout_s:
-            if not self._lingering:
-                late = {"error": f"the request was not complete after {peers.send_timeout_s:g} s"}
-                self._transport.write(json_response(late, 408).encode(keep_alive=False))
-            self._closing = True
-            self._transport.close()
+            self._give_up(f"the request was not complete after {peers.send_timeout_s:g} s")
         elif self._started is None and now - self.quiet_since > peers.idle_timeout_s:
             self._transport.close()
 
+    def _give_up(self, why: str) -> None:
+        """Close instead of waiting for the rest of a request."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        if not self._lingering:
+            self._transport.write(json_response({"error": why}, 408).encode(keep_alive=False))
+        self._closing = True
+        self._transport.close()
+
     def drain(self) -> None:
-        """Finish what was accepted, then close; an idle connection closes at once."""
-        self.draining = True
-        if self._transport is not None and not self._pending and self._started is None:
+        """Finish what was accepted, then close: an idle connection at once, one with half a request
+        when it has had a second and its head is not complete or its body does not go on.
+        """
+        now = time.monotonic()
+        if self._draining_since is None:
+            self._draining_since = now
+        if self._transport is None or self._pending:
+            return
+        since = self._draining_since if self._in_head else max(self._draining_since, self.quiet_since)
+        if self._started is None:
             self._transport.close()
+        elif now - since > DRAIN_S:
+            self._give_up("the server is shutting down, and the request was not complete")

@@ -23,6 +23,7 @@ from .calls import Call, Context, as_error
 from .grpc_server import Methods, Rpc, RpcReply, Unary
 from .http import PIPELINE_MAX, Cancel
 from .oip import Oip
+from .peers import Held, Peers
 
 SERVICE = "inference.GRPCInferenceService/"
 # Every answer of a stream is its request's last one; clients of decoupled models look for the mark.
@@ -42,6 +43,7 @@ class Infer(Call):
 
     def parse(self) -> None:
         asked = oip_proto.decode("ModelInferRequest", self._body)
+        self._body = b""  # a large one waits in one form only
         self.model, self.id = asked.model_name, asked.id
         self.version, self.label = oip.version_of(asked.model_version)
         self._message = oip_proto.request(asked)
@@ -64,8 +66,9 @@ class Infer(Call):
 class OipGrpc:
     """Answers the calls of GRPCInferenceService."""
 
-    def __init__(self, protocol: Oip) -> None:
+    def __init__(self, protocol: Oip, peers: Peers) -> None:
         self._oip = protocol
+        self._peers = peers
         self._calls = protocol.calls
 
     def methods(self) -> Methods:
@@ -125,11 +128,12 @@ class OipGrpc:
         try:
             while (asked := await answers.get()) is not None:
                 yield _streamed(asked.call.id, await asked.answer)
+                asked.drop()
             await reader
         finally:
             reader.cancel()
             while asked is not None:  # the client has left: so does what it asked for
-                asked.cancel()
+                asked.drop()
                 asked = answers.get_nowait() if not answers.empty() else None
 
     async def _read(
@@ -139,10 +143,11 @@ class OipGrpc:
         try:
             async for body in messages:
                 asked = self._ask(body, context)
+                del body  # not held here until the next one comes
                 try:
                     await answers.put(asked)
                 except asyncio.CancelledError:
-                    asked.cancel()
+                    asked.drop()
                     raise
         finally:
             await answers.put(None)
@@ -153,16 +158,32 @@ class OipGrpc:
         context = Context(now, timeout, stream.request_id, stream.traceparent, stream.admin)
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         call = Infer(body, context, partial(_settle, answer))
-        return _Asked(call, answer, self._calls.begin(call, len(body)))
+        held = Held(self._peers)
+        try:
+            held.take(len(body))
+        except MserveError as error:
+            held.release()
+            # Its traceback would hold the message until the requests before it are answered.
+            answer.set_result(error.with_traceback(None))
+            return _Asked(Infer(b"", context, answer.set_result), answer, held, lambda: None)
+        return _Asked(call, answer, held, self._calls.begin(call, len(body)))
 
 
 class _Asked:
-    """A request of a stream on its way."""
+    """A request of a stream on its way. It counts as held until `drop`: an answered one may wait
+    for a client that does not read.
+    """
 
-    def __init__(self, call: Infer, answer: asyncio.Future[Any], cancel: Cancel) -> None:
+    def __init__(self, call: Infer, answer: asyncio.Future[Any], held: Held, cancel: Cancel) -> None:
         self.call = call
         self.answer = answer
-        self.cancel = cancel
+        self._held = held
+        self._cancel = cancel
+
+    def drop(self) -> None:
+        """It is answered, or its client has left."""
+        self._cancel()
+        self._held.release()
 
 
 def _settle(answer: asyncio.Future[Any], result: Any) -> None:

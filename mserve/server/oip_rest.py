@@ -27,8 +27,9 @@ from ..wire import oip_json
 from ..wire.http1 import JSON, Request, Response, json_response
 from . import oip
 from .calls import as_error
-from .http import Cancel, Peers, Reply, error_response
+from .http import Cancel, Reply, error_response
 from .oip import Oip
+from .peers import Peers
 from .rest import RestCall, content, context_of
 
 _MODEL = re.compile(r"/v2/models/([^/]+)(?:/(?:versions|labels)/([^/]+))?(?:/(ready|infer|config|stats))?/?")

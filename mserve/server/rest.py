@@ -39,7 +39,9 @@ def _timeout_ns(headers: Mapping[bytes, bytes]) -> int:
             continue
         if not value.isdigit() or not int(value[:12]) > 0 or len(value) > 12:
             raise RequestError(
-                f"bad header {name.decode()}", expected="milliseconds, above 0", found=repr(value[:32])
+                f"bad header {name.decode()}",
+                expected="a whole number of milliseconds, above 0",
+                found=value[:32].decode("latin-1"),
             )
         return int(value) * 1_000_000
     return 0
@@ -48,7 +50,8 @@ def _timeout_ns(headers: Mapping[bytes, bytes]) -> int:
 def content(request: Request, limit: int) -> bytes | bytearray:
     """The body, taken out of its Content-Encoding.
 
-    Raises UnsupportedEncoding, PayloadTooLarge (more than `limit` bytes come out) or
+    What comes out is charged to the request as it does. Raises UnsupportedEncoding,
+    PayloadTooLarge (more than `limit` bytes come out), Overloaded (the server holds too many) or
     RequestError (not what it says it is, or bytes behind its end).
     """
     encoding = request.headers.get(b"content-encoding", b"identity").lower()
@@ -63,6 +66,7 @@ def content(request: Request, limit: int) -> bytes | bytearray:
     try:
         while not inflater.eof:
             piece = inflater.decompress(rest, _PIECE)
+            request.charge(len(piece))
             out += piece
             rest = inflater.unconsumed_tail
             if len(out) > limit:

@@ -33,6 +33,7 @@ from .config import Config, changed, tls_files
 from .grpc_server import GrpcServer
 from .logs import begin, set_level
 from .tls import Tls
+from .tls_listener import TlsListener, listen
 from .watch import Change, ConfigWatch
 
 log = logging.getLogger("mserve")
@@ -41,6 +42,7 @@ SETTLE_S = 60.0
 FILES_RESERVED = 512
 INLINE_BODY_CHARS = 300
 CHANGES_TOLD = 10
+BACKLOG = 4096
 
 
 def run(watch: ConfigWatch) -> NoReturn:
@@ -49,7 +51,7 @@ def run(watch: ConfigWatch) -> NoReturn:
     Raises InputError (TLS files), EnvironmentProblem (port taken).
     """
     begin(watch.config.log)
-    _allow_files(watch.config.limits.connections + FILES_RESERVED)
+    _allow_files(2 * watch.config.limits.connections + FILES_RESERVED)  # of each port
     share_threads(cpu_budget())
     uvloop.run(_serve(watch))
     raise AssertionError("unreachable")
@@ -149,12 +151,15 @@ def _take(server: Server, change: Change | None, problem: str) -> None:
     server.config_problem = problem
 
 
-async def _listen(loop: asyncio.AbstractEventLoop, server: Server, tls: Tls | None) -> asyncio.Server:
-    config, context = server.config.server, tls.context if tls else None
+async def _listen(
+    loop: asyncio.AbstractEventLoop, server: Server, tls: Tls | None
+) -> asyncio.Server | TlsListener:
+    config = server.config.server
     try:
-        return await loop.create_server(
-            server.connection, config.host, config.port, backlog=4096, ssl=context
-        )
+        if tls is None:
+            return await loop.create_server(server.connection, config.host, config.port, backlog=BACKLOG)
+        sockets = await listen(config.host, config.port, BACKLOG)
+        return TlsListener(sockets, server.connection, lambda: tls.context, server.peers.room)
     except OSError as error:
         taken = error.errno == errno.EADDRINUSE
         raise EnvironmentProblem(
@@ -173,7 +178,7 @@ async def _sweep(server: Server) -> None:
             connection.sweep(now)
 
 
-async def _drain(server: Server, listener: asyncio.Server, grpc_server: GrpcServer) -> None:
+async def _drain(server: Server, listener: asyncio.Server | TlsListener, grpc_server: GrpcServer) -> None:
     """Stop taking connections, finish what was accepted, within the grace time."""
     log.info("stopping: finishing %d connections", len(server.peers.open))
     server.draining = True

@@ -22,7 +22,8 @@ from ..wire.messages import message
 from . import tfs_methods
 from .calls import Call, Calls
 from .grpc_server import Methods, Rpc, RpcReply, Unary
-from .http import Cancel, Peers
+from .http import Cancel
+from .peers import Peers
 from .tfs_pages import find, statuses
 
 _PACKAGE = "tensorflow.serving."

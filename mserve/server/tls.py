@@ -49,11 +49,9 @@ class Tls:
         if seen == self._seen:
             return
         try:
-            _context(self.files)
-            self.context.load_cert_chain(self.files.cert, self.files.key)
-            if self.files.client_ca is not None:
-                self.context.load_verify_locations(self.files.client_ca)
-            self._pem = self._read()
+            # A new one: more authorities can be loaded into a context, none taken out of it.
+            context, pem = _context(self.files), self._read()
+            self.context, self._pem = context, pem
         except (InputError, OSError) as error:
             log.warning("keeping the certificate in use: %s", error)
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
@@ -17,10 +17,12 @@ _REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 @dataclass(slots=True)
 class Request:
-    """One parsed request. Header names are lower case; of a doubled header the last value stands.
+    """One parsed request. Header names are lower case; of a doubled header the last
+    value stands (a doubled Authorization does not get here).
 
     `start_ns` is when its last byte arrived (monotonic); `admin` tells whether its
-    client may make administrative calls; `client` is its address.
+    client may make administrative calls; `client` is its address. `charge` counts bytes that
+    are held for the request besides its body; it raises MserveError when they are too many.
     """
 
     method: str
@@ -32,6 +34,7 @@ class Request:
     client: str = ""
     request_id: str = ""
     traceparent: str = ""
+    charge: Callable[[int], None] = lambda size: None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,71 @@
+"""What the clients of a server share: limits, and a budget of the bytes that are held for them.
+
+A body counts from the first byte received until its request is answered, and so does what
+comes out of a compressed one. Bodies are inflated on threads, hence the lock.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ..errors import ClientLeft, Overloaded
+
+if TYPE_CHECKING:
+    from .http import Connection
+
+BODY_BYTES_MAX = 64 << 20
+BUFFERED_BYTES_MAX = 512 << 20
+SEND_TIMEOUT_S = 30.0
+IDLE_TIMEOUT_S = 75.0
+CONNECTIONS_MAX = 10_000
+
+
+@dataclass(slots=True)
+class Peers:
+    """The set of connections of the HTTP listener, limits, and the bytes held for clients of both ports."""
+
+    body_max: int = BODY_BYTES_MAX
+    buffered_max: int = BUFFERED_BYTES_MAX
+    connections_max: int = CONNECTIONS_MAX
+    send_timeout_s: float = SEND_TIMEOUT_S
+    idle_timeout_s: float = IDLE_TIMEOUT_S
+    open: set[Connection] = field(default_factory=set)
+    buffered: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def room(self, more: int) -> bool:
+        """Whether another connection may come, beside those open and `more`."""
+        return len(self.open) + more < self.connections_max
+
+
+@dataclass(slots=True)
+class Held:
+    """The bytes that are held for one request."""
+
+    peers: Peers
+    size: int = 0
+    over: bool = False
+
+    def take(self, size: int) -> None:
+        """Count more bytes. Raises Overloaded: too many are held for all together; ClientLeft: answered."""
+        peers = self.peers
+        with peers.lock:
+            if self.over:
+                raise ClientLeft("the client has left")
+            self.size += size
+            peers.buffered += size
+            over = peers.buffered > peers.buffered_max
+        if over:
+            raise Overloaded(
+                "the server holds too many request bodies",
+                expected=f"at most {peers.buffered_max} bytes at once",
+                hint="try again later",
+            )
+
+    def release(self) -> None:
+        """The request is answered, or never will be: nothing of it counts any more."""
+        with self.peers.lock:
+            self.peers.buffered -= self.size
+            self.size, self.over = 0, True

@@ -1,0 +1,93 @@
+"""The TLS port: connections are accepted here, so that each gets the context of the hour.
+
+A listener of the event loop keeps the one context it began with, and a context can only
+be given more authorities, never fewer: clients of an authority that was taken away would
+be let in until the end, also by the sessions that the old context resumes. And it does not
+tell of a connection before the handshake is over. So this one accepts, counts, and hands
+each connection over together with the context that is in use then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import Callable, Sequence
+
+log = logging.getLogger("mserve")
+
+HANDSHAKE_S = 10.0
+# How long to wait when the process has no file descriptor left.
+FULL_S = 0.1
+
+
+class TlsListener:
+    """Accepts on `sockets`, which listen and do not block.
+
+    `context()` is asked for each connection; one for which `room(handshakes)`, given how many
+    shake hands now, is False is closed at once.
+    """
+
+    def __init__(
+        self,
+        sockets: Sequence[socket.socket],
+        protocol: Callable[[], asyncio.Protocol],
+        context: Callable[[], ssl.SSLContext],
+        room: Callable[[int], bool],
+    ) -> None:
+        self.sockets = sockets
+        self._protocol = protocol
+        self._context = context
+        self._room = room
+        self._handshakes: set[asyncio.Task[None]] = set()
+        loop = asyncio.get_running_loop()
+        self._accepting = [loop.create_task(self._accept(s)) for s in sockets]
+
+    def close(self) -> None:
+        """Accept no more; who has not shaken hands yet is cut, connections go on."""
+        for task in (*self._accepting, *self._handshakes):
+            task.cancel()
+        for listening in self.sockets:
+            listening.close()
+
+    async def _accept(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                client, _ = await loop.sock_accept(listening)
+            except OSError as error:
+                log.warning("cannot accept a connection: %s", error.strerror)
+                await asyncio.sleep(FULL_S)
+                continue
+            if not self._room(len(self._handshakes)):
+                client.close()
+                continue
+            task = loop.create_task(self._shake_hands(client))
+            self._handshakes.add(task)
+            task.add_done_callback(self._handshakes.discard)
+
+    async def _shake_hands(self, client: socket.socket) -> None:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                self._protocol, client, ssl=self._context(), ssl_handshake_timeout=HANDSHAKE_S
+            )
+        except (OSError, asyncio.CancelledError):
+            client.close()  # not a client of ours, or none that speaks TLS
+
+
+async def listen(host: str, port: int, backlog: int) -> list[socket.socket]:
+    """Sockets that listen on each address of a host. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    sockets: list[socket.socket] = []
+    try:
+        for family, address in dict.fromkeys((f[0], f[4]) for f in found):
+            sockets.append(socket.create_server(address, family=family, backlog=backlog))
+            sockets[-1].setblocking(False)
+    except OSError:
+        for listening in sockets:
+            listening.close()
+        raise
+    return sockets
