@@ -20,10 +20,14 @@ from .tensors import Array, check_inputs, fill_defaults
 
 
 class Query(NamedTuple):
-    """One run that is asked for: a signature's resolved name, and its inputs by alias."""
+    """One run that is asked for: a signature's resolved name, and its inputs by alias.
+
+    `rows` is how many rows they have where they are known to be right, otherwise -1.
+    """
 
     signature: str
     inputs: Mapping[str, Array]
+    rows: int = -1
 
 
 class Front:
@@ -78,14 +82,16 @@ class Front:
         from `start_ns` (monotonic; 0 is now). Returns the queued entry, whose
         `cancelled` drops it. Raises RequestError, or Overloaded when the queue is full.
         """
-        spec = servable.signatures[query.signature]
-        inputs = fill_defaults(spec, query.inputs)
-        rows = check_inputs(spec, inputs)
+        name, inputs, rows = query
+        spec = servable.signatures[name]
+        if rows < 0:
+            inputs = fill_defaults(spec, inputs)
+            rows = check_inputs(spec, inputs)
         now = time.monotonic_ns()
         timeout = min(timeout_ns or self.timeout_ns, self.timeout_ns)
         alone = spec.batch_axis is None or rows == 0
         deadline = (start_ns or now) + timeout
-        entry = Entry(servable, query.signature, inputs, rows, alone, reply, now, deadline)
+        entry = Entry(servable, name, inputs, rows, alone, reply, now, deadline)
         self.executor.submit(entry)
         return entry
 

@@ -22,8 +22,9 @@ from mserve.loader.plan import ModelConfig
 from mserve.loader.reconciler import Model
 from mserve.loader.servable import Servable, load
 from mserve.runtime.memory import LARGE_BYTES, VARIABLE, give_back, tunables
-from mserve.server.calls import Call, Context
+from mserve.server.calls import Call
 from mserve.server.metrics import Metrics
+from mserve.wire.context import Context
 
 PREDICT = "/v1/models/m:predict"
 ROW = json.dumps({"instances": [[1.0]]}).encode()

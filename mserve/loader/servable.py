@@ -25,6 +25,7 @@ from ..format.golden import Golden, unpack
 from ..format.locks import Lock, acquire
 from ..runtime.engines import Engine, open_engines
 from ..tensors import DEFAULT_SIGNATURE, Array, Signature, check_inputs, fill_defaults, plain_text
+from ..wire.oip_plan import Plans
 from .cache import local_copy
 from .warm_up import warm_up
 
@@ -129,6 +130,7 @@ class Servable:
         self.in_flight = 0
         self.batching: Batching | None = None
         self.stats = Stats()
+        self.plans = Plans()
         self.private_memory = all(s.private for s in sessions.values())
         graph = bundle.graph
         steady = not graph.functions and not COSTS_BY_VALUE.intersection(graph.operators)

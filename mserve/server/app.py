@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 
 from .. import __version__
@@ -21,9 +20,10 @@ from . import logs, openapi, tfs_reload
 from .access import Access
 from .calls import Calls, as_error
 from .config import Config
+from .exchange import Cancel, Reply, error_response
 from .grpc_health import Health
 from .grpc_server import GrpcServer, Methods
-from .http import Cancel, Connection, Reply, error_response
+from .http import Connection
 from .metrics import CONTENT_TYPE, Metrics
 from .oip import Oip
 from .oip_grpc import OipGrpc
@@ -142,8 +142,7 @@ class Server:
 
     def handle(self, request: Request, reply: Reply) -> Cancel | None:
         """Answer one request, now or later."""
-        headers = request.headers
-        if self.access_log or b"x-request-id" in headers or b"traceparent" in headers:
+        if self.access_log or request.request_id or request.traceparent:
             reply = self._identified(request, reply)
         try:
             return self._route(request, reply)
@@ -152,25 +151,26 @@ class Server:
             return None
 
     def _identified(self, request: Request, reply: Reply) -> Reply:
-        """Give a request its identity, and an answer that echoes it; log it where that is asked for."""
-        given, trace = (request.headers.get(h, b"") for h in (b"x-request-id", b"traceparent"))
-        who = logs.identity(given.decode("latin-1"), trace.decode("latin-1"))
+        """Give a request its identity, which its answer echoes; log it where that is asked for."""
+        who = logs.identity(request.request_id, request.traceparent)
         if self.access_log and not who.request_id:
             who.request_id = logs.new_request_id()
         request.request_id, request.traceparent = who.request_id, who.traceparent
+        request.echo = who.lines()
+        if not self.access_log:
+            return reply
 
-        def identified(response: Response) -> None:
-            reply(replace(response, headers=(*response.headers, *who.headers())))
-            if self.access_log:
-                path, sizes = request.target.decode("latin-1"), (len(request.body), len(response.body))
-                line = (request.client, request.method, path, str(response.status), *sizes, request.start_ns)
-                version = dict(response.headers).get(VERSION_HEADER, "")
-                logs.write_access(logs.Line(*line, who, version))
+        def logged(response: Response) -> None:
+            reply(response)
+            path, sizes = request.target.decode("latin-1"), (len(request.body), len(response.body))
+            line = (request.client, request.method, path, str(response.status), *sizes, request.start_ns)
+            version = dict(response.headers).get(VERSION_HEADER, "")
+            logs.write_access(logs.Line(*line, who, version))
 
-        return identified
+        return logged
 
     def _route(self, request: Request, reply: Reply) -> Cancel | None:
-        path = request.target.split(b"?", 1)[0]
+        path = request.head.path
         token = request.headers.get(b"authorization", b"")
         if path not in OPEN_PAGES:
             request.admin = self.access.admit(token)

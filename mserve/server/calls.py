@@ -19,7 +19,6 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -28,27 +27,13 @@ from ..errors import ClientLeft, MserveError
 from ..front import Front, Query
 from ..loader.servable import Servable
 from ..tensors import Array
+from ..wire.context import Context
 from .metrics import Metrics
 
 log = logging.getLogger("mserve")
 
 # What is larger is parsed and encoded on a thread.
 LOOP_BYTES = 256 << 10
-
-
-@dataclass(slots=True)
-class Context:
-    """What comes along with a request, whatever the protocol. Times are monotonic nanoseconds.
-
-    `timeout_ns` is how long the client will wait, 0 if it does not say; `admin` tells
-    whether it may make administrative calls.
-    """
-
-    start_ns: int
-    timeout_ns: int = 0
-    request_id: str = ""
-    traceparent: str = ""
-    admin: bool = False
 
 
 class Call(ABC):

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import EnvironmentProblem, MserveError, RequestError, Unavailable
+from ..wire.context import Context
 from . import logs
-from .calls import Context, as_error
-from .http import Cancel
+from .calls import as_error
+from .exchange import Cancel
 from .peers import Held, Peers
 
 log = logging.getLogger("mserve")

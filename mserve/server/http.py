@@ -14,58 +14,36 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 
 import httptools
 
 from ..errors import (
     HeadersTooLarge,
-    MethodNotAllowed,
     MserveError,
     PayloadTooLarge,
     RequestError,
-    Unauthenticated,
     Unavailable,
 )
-from ..wire.http1 import Request, Response, json_response
-from .peers import Held, Peers
+from ..wire.http1 import (
+    MEMO_HEAD_BYTES,
+    REQUEST_ID,
+    TRACEPARENT,
+    Head,
+    HeadMemo,
+    Response,
+    json_response,
+)
+from .exchange import Exchange, Handler, error_response
+from .peers import Peers
 
 log = logging.getLogger("mserve")
-
-Reply = Callable[[Response], None]
-Cancel = Callable[[], None]
-Handler = Callable[[Request, Reply], Cancel | None]
 
 PIPELINE_MAX = 16
 HEAD_BYTES_MAX = 32 << 10
 LINGER_S = 2.0
 DRAIN_S = 0.9
 WRITE_BUFFER_BYTES = 1 << 20
-
-
-@dataclass(slots=True, eq=False)
-class _Pending:
-    """A request that was handed over: its answer once known, and what to cancel."""
-
-    keep_alive: bool
-    held: Held
-    head_only: bool = False
-    response: Response | None = None
-    cancel: Cancel | None = None
-    dropped: bool = False
-
-
-def error_response(error: MserveError) -> Response:
-    """An error as clients of TensorFlow Serving know it: a status and `{"error": text}`."""
-    headers: tuple[tuple[str, str], ...] = ()
-    if isinstance(error, RequestError) and error.retry_after_s:
-        headers = (("Retry-After", str(error.retry_after_s)),)
-    if isinstance(error, MethodNotAllowed):
-        headers = (("Allow", error.expected),)
-    if isinstance(error, Unauthenticated):
-        headers = (("WWW-Authenticate", "Bearer"),)
-    return json_response({"error": str(error)}, error.http_status, headers)
 
 
 class Connection(asyncio.Protocol):
@@ -75,14 +53,16 @@ class Connection(asyncio.Protocol):
         self._handler = handler
         self._peers = peers
         self._transport: asyncio.Transport | None = None
-        self._pending: deque[_Pending] = deque()
-        self._parked: deque[tuple[Request, _Pending]] = deque()
+        self._pending: deque[Exchange] = deque()
+        self._parked: deque[Exchange] = deque()
+        self._memo = HeadMemo()
         self._dispatching = False
         self._paused = False
         self._unread_since: float | None = None
         self._closing = False
         self._lingering = False
         self._draining_since: float | None = None
+        self._receiving = 0
         self._reset()
         self._client = ""
         self._parser = httptools.HttpRequestParser(self)
@@ -98,7 +78,9 @@ class Connection(asyncio.Protocol):
         self._parsed = self._unparsed = 0
         self._began_here = True
         self._body = bytearray()
-        self._held = Held(self._peers)
+        self._peers.received -= self._receiving
+        self._receiving = 0
+        self._raw = b""  # the head's bytes, where they came as one
         self._started: float | None = None
 
     # asyncio.Protocol
@@ -121,18 +103,17 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._peers.open.discard(self)
         self._closing = True
-        self._held.release()
-        self._body = bytearray()
+        self._reset()
         self._drop_pending()
         self._transport = None
 
     def _drop_pending(self) -> None:
         """Forget the requests that will not be answered."""
-        for pending in self._pending:
-            pending.dropped = True
-            pending.held.release()
-            if pending.cancel is not None:
-                pending.cancel()
+        for exchange in self._pending:
+            exchange.dropped = True
+            if exchange.cancel is not None:
+                exchange.cancel()
+            exchange.release()
         self._pending.clear()
         self._parked.clear()
 
@@ -141,7 +122,14 @@ class Connection(asyncio.Protocol):
             return
         self.quiet_since = time.monotonic()
         if self._started is None:
+            data = self._take_known(data)
+            if not data:
+                if self._parked or len(self._pending) >= PIPELINE_MAX:
+                    self._dispatch()
+                return
             self._started = self.quiet_since
+            end = data.find(b"\r\n\r\n", 0, MEMO_HEAD_BYTES) + 4
+            self._raw = data[:end] if end > 3 else b""
         self._began_here = False
         try:
             self._feed(data)
@@ -157,6 +145,31 @@ class Connection(asyncio.Protocol):
         except MserveError as error:
             self._refuse(error)
         self._dispatch()
+
+    def _take_known(self, data: bytes) -> bytes:
+        """Take whole requests whose heads are known, and return the rest."""
+        at, peers = 0, self._peers
+        while at < len(data):
+            end = data.find(b"\r\n\r\n", at, at + MEMO_HEAD_BYTES) + 4
+            known = self._memo.find(data[at:end]) if end > 3 else None
+            if known is None:
+                break
+            head, request_id, trace = known
+            stop = end + head.length
+            if stop > len(data) or head.length > peers.body_max or not peers.takes(head.length):
+                break
+            exchange = Exchange(peers, head, data[end:stop], time.monotonic_ns(), self._client)
+            if request_id or trace:
+                exchange.request_id, exchange.traceparent = request_id, trace
+            at = stop
+            self._pending.append(exchange)
+            if self._parked or self._unread_since is not None or len(self._pending) > PIPELINE_MAX:
+                self._parked.append(exchange)
+            else:
+                self._hand_over(exchange)
+                if self._closing:
+                    return b""
+        return data[at:] if at else data
 
     def _feed(self, data: bytes) -> None:
         """Parse. An offer to upgrade (Java's client makes one on every first request) is declined
@@ -225,19 +238,22 @@ class Connection(asyncio.Protocol):
         self._body += body
         self._unparsed, self._began_here = 0, True
         self._check_body(len(self._body))
-        self._held.take(len(body))
+        self._receiving += len(body)
+        self._peers.receive(len(body))
 
     def on_message_complete(self) -> None:
         if self._parser.should_upgrade():
             return  # `_feed` reads the request again without the offer
-        method = self._parser.get_method().decode("latin-1")
-        pending = _Pending(self._parser.should_keep_alive(), self._held, method == "HEAD")
-        method = "GET" if method == "HEAD" else method
-        request = Request(method, self._target, self._headers, self._body, time.monotonic_ns())
-        request.client, request.charge = self._client, pending.held.take
+        method, headers = self._parser.get_method().decode("latin-1"), self._headers
+        head = Head(method, self._target, headers, self._parser.should_keep_alive())
+        if self._raw:
+            self._memo.learn(self._raw, head)
+        exchange = Exchange(self._peers, head, self._body, time.monotonic_ns(), self._client)
+        exchange.request_id = headers.get(REQUEST_ID, b"").decode("latin-1")
+        exchange.traceparent = headers.get(TRACEPARENT, b"").decode("latin-1")
         self._reset()
-        self._pending.append(pending)
-        self._parked.append((request, pending))
+        self._pending.append(exchange)
+        self._parked.append(exchange)
 
     # requests and answers
 
@@ -249,37 +265,35 @@ class Connection(asyncio.Protocol):
         while self._parked and self._unread_since is None:
             if len(self._pending) - len(self._parked) >= PIPELINE_MAX:
                 break
-            request, pending = self._parked.popleft()
-            self._hand_over(request, pending)
+            self._hand_over(self._parked.popleft())
         self._dispatching = False
         self._regulate()
 
-    def _hand_over(self, request: Request, pending: _Pending) -> None:
-        def reply(response: Response) -> None:
-            self._answer(pending, response)
-
+    def _hand_over(self, exchange: Exchange) -> None:
+        reply = partial(self._answer, exchange)
         try:
-            pending.cancel = self._handler(request, reply)
+            cancel = self._handler(exchange, reply)
         except MserveError as error:
             reply(error_response(error))
         except Exception as error:  # a client must never be left without an answer
-            log.exception("our bug while handling %s", request.target[:200])
+            log.exception("our bug while handling %s", exchange.target[:200])
             reply(error_response(MserveError("internal error", found=repr(error)[:200])))
-        if pending.response is not None:
-            pending.cancel = None  # it would hold the body of a request that is answered
+        else:
+            if exchange.response is None:
+                exchange.cancel = cancel
 
-    def _answer(self, pending: _Pending, response: Response) -> None:
+    def _answer(self, exchange: Exchange, response: Response) -> None:
         """Note an answer, and write all that are next in line."""
-        if self._transport is None or pending.dropped or pending.response is not None:
+        if self._transport is None or exchange.dropped or exchange.response is not None:
             return
-        pending.response = response
-        pending.held.release()
-        pending.cancel = None
+        exchange.response = response
+        exchange.release()
         ready, over = [], False
         while self._pending and (answer := self._pending[0].response) is not None:
             first = self._pending.popleft()
-            keep = first.keep_alive and (self._draining_since is None or bool(self._pending))
-            ready.append(answer.encode(keep_alive=keep, head_only=first.head_only))
+            keep = first.head.keep_alive and (self._draining_since is None or bool(self._pending))
+            only_head = first.head.method == "HEAD"
+            ready.append(answer.encode(keep_alive=keep, head_only=only_head, echo=first.echo))
             if not keep:
                 self._closing = over = True
                 break
@@ -300,12 +314,11 @@ class Connection(asyncio.Protocol):
 
     def _refuse(self, error: MserveError) -> None:
         """Answer what cannot be parsed, behind what is still to be answered, and close."""
-        self._held.release()
-        self._body = bytearray()
-        pending = _Pending(keep_alive=False, held=self._held)
-        self._pending.append(pending)
+        self._reset()
+        exchange = Exchange(self._peers, Head("", b"", {}, keep_alive=False), b"", 0, self._client)
+        self._pending.append(exchange)
         self._lingering = True
-        self._answer(pending, error_response(error))
+        self._answer(exchange, error_response(error))
 
     def _check_head(self, size: int) -> None:
         if size > HEAD_BYTES_MAX:

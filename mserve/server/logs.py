@@ -103,6 +103,10 @@ class Identity:
         pairs = (("x-request-id", self.request_id), ("traceparent", self.traceparent))
         return tuple(pair for pair in pairs if pair[1])
 
+    def lines(self) -> bytes:
+        """The same, as lines of an HTTP head."""
+        return "".join([f"{name}: {value}\r\n" for name, value in self.headers()]).encode()
+
 
 def identity(request_id: str, traceparent: str) -> Identity:
     """A client's identity of a request; what is not well formed is dropped, so that it cannot spoil a log.

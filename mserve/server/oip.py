@@ -20,9 +20,10 @@ from ..loader.plan import Policy, Slot
 from ..loader.reconciler import Model, Reconciler
 from ..loader.servable import BATCH_BUCKETS, Batching, Servable, State
 from ..tensors import Array, Signature, TensorSpec
+from ..wire.context import Context
 from ..wire.oip import DATATYPES, InferRequest, Output, classify, datatype_name
 from .access import require_admin
-from .calls import Call, Calls, Context
+from .calls import Call, Calls
 from .metrics import Histogram
 
 PLATFORM = "onnxruntime_onnx"

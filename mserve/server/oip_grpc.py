@@ -17,11 +17,13 @@ from ..errors import MserveError, Unimplemented
 from ..front import Query
 from ..tensors import Array
 from ..wire import oip_proto
+from ..wire.context import Context
 from ..wire.messages import message, methods
 from . import oip
-from .calls import Call, Context, as_error
+from .calls import Call, as_error
+from .exchange import Cancel
 from .grpc_server import Methods, Rpc, RpcReply, Unary
-from .http import PIPELINE_MAX, Cancel
+from .http import PIPELINE_MAX
 from .oip import Oip
 from .peers import Held, Peers
 

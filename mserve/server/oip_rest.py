@@ -25,9 +25,10 @@ from ..front import Query
 from ..tensors import Array
 from ..wire import oip_json
 from ..wire.http1 import JSON, Request, Response, json_response
+from ..wire.oip_plan import Plan, shapes_of
 from . import oip
 from .calls import as_error
-from .http import Cancel, Reply, error_response
+from .exchange import Cancel, Reply, error_response
 from .oip import Oip
 from .peers import Peers
 from .rest import RestCall, content, context_of
@@ -153,19 +154,40 @@ class Infer(RestCall):
 
     protocol = "oip-rest"
 
+    _plan: Plan | None = None
+
     def parse(self) -> None:
-        self._message = oip_json.parse(self.body(), self.request.headers.get(_HEADER))
+        body, header = self.body(), self.request.headers.get(_HEADER)
+        if header is not None:
+            length = oip_json.header_length(header, len(body))
+            self._plan = self.servable.plans.find(body, length)
+        self._body, self._header = body, header
+        self._message = self._plan.message if self._plan else oip_json.parse(body, header)
         oip.prepare(self, self._message)
 
     def queries(self) -> Sequence[Query]:
-        return (oip.query(self._message, self.servable),)
+        plan = self._plan
+        if plan is not None:
+            inputs = plan.inputs(self._body, len(self._body) - plan.size)
+            return (Query(plan.signature, inputs, plan.rows),)
+        query = oip.query(self._message, self.servable)
+        if self._header:
+            length, signature = int(self._header), self.servable.signatures[query.signature]
+            self.servable.plans.learn(self._body, length, self._message, query.signature, signature)
+        return (query,)
 
     def encode(self, results: Sequence[Sequence[Array]]) -> Response:
-        outputs = oip.outputs(self._message, self.servable, self.signature, results[0])
+        outputs, plan = results[0], self._plan
+        if plan is not None and (known := plan.heads.get(shapes_of(outputs))):
+            raw = [outputs[place].tobytes() for place in plan.places]
+            return self.respond(b"".join((known[0], *raw)), oip_json.BINARY, (oip_json.HEADER, known[1]))
         head = {"model_name": self.model, "model_version": str(self.servable.version)}
         if self._message.id is not None:
             head["id"] = self._message.id
-        body, length = oip_json.encode(head, outputs)
+        asked = oip.outputs(self._message, self.servable, self.signature, outputs)
+        body, length = oip_json.encode(head, asked)
         if length is None:
             return self.respond(body, JSON)
+        if plan is not None:
+            plan.keep_head(shapes_of(outputs), body[:length])
         return self.respond(body, oip_json.BINARY, (oip_json.HEADER, str(length)))

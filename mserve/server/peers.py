@@ -1,7 +1,8 @@
 """What the clients of a server share: limits, and a budget of the bytes that are held for them.
 
 A body counts from the first byte received until its request is answered, and so does what
-comes out of a compressed one. Bodies are inflated on threads, hence the lock.
+comes out of a compressed one. Bodies are inflated on threads, hence the lock; what the
+event loop alone counts needs none.
 """
 
 from __future__ import annotations
@@ -24,7 +25,11 @@ CONNECTIONS_MAX = 10_000
 
 @dataclass(slots=True)
 class Peers:
-    """The set of connections of the HTTP listener, limits, and the bytes held for clients of both ports."""
+    """The set of connections of the HTTP listener, limits, and the bytes held for clients of both ports.
+
+    `received` counts bodies as they came over HTTP, and only the event loop writes it;
+    `buffered` counts what is `Held`, under the lock.
+    """
 
     body_max: int = BODY_BYTES_MAX
     buffered_max: int = BUFFERED_BYTES_MAX
@@ -33,11 +38,30 @@ class Peers:
     idle_timeout_s: float = IDLE_TIMEOUT_S
     open: set[Connection] = field(default_factory=set)
     buffered: int = 0
+    received: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def room(self, more: int) -> bool:
         """Whether another connection may come, beside those open and `more`."""
         return len(self.open) + more < self.connections_max
+
+    def takes(self, size: int) -> bool:
+        """Whether there is room for so many bytes more."""
+        return self.received + self.buffered + size <= self.buffered_max
+
+    def receive(self, size: int) -> None:
+        """Count bytes of a body as they come. Raises Overloaded."""
+        self.received += size
+        if not self.takes(0):
+            raise self.too_many()
+
+    def too_many(self) -> Overloaded:
+        """What is said where there is no room."""
+        return Overloaded(
+            "the server holds too many request bodies",
+            expected=f"at most {self.buffered_max} bytes at once",
+            hint="try again later",
+        )
 
 
 @dataclass(slots=True)
@@ -56,13 +80,8 @@ class Held:
                 raise ClientLeft("the client has left")
             self.size += size
             peers.buffered += size
-            over = peers.buffered > peers.buffered_max
-        if over:
-            raise Overloaded(
-                "the server holds too many request bodies",
-                expected=f"at most {peers.buffered_max} bytes at once",
-                hint="try again later",
-            )
+        if not peers.takes(0):
+            raise peers.too_many()
 
     def release(self) -> None:
         """The request is answered, or never will be: nothing of it counts any more."""

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from ..errors import MserveError, PayloadTooLarge, RequestError, UnsupportedEncoding
 from ..wire.http1 import JSON, Request, Response
-from .calls import Call, Context
-from .http import Reply, error_response
+from .calls import Call
+from .exchange import Reply, error_response
 
 VERSION_HEADER = "mserve-model-version"
 TIMEOUT_HEADER = b"mserve-timeout-ms"
@@ -20,16 +20,10 @@ _PIECE = 64 << 10
 COMPRESS_BYTES = 4 << 10
 
 
-def context_of(request: Request) -> Context:
-    """The context of a request from its headers. Raises RequestError for a timeout that is no number."""
-    headers = request.headers
-    return Context(
-        request.start_ns,
-        _timeout_ns(headers),
-        request.request_id,
-        request.traceparent,
-        request.admin,
-    )
+def context_of(request: Request) -> Request:
+    """A request with its deadline noted. Raises RequestError for a timeout that is no number."""
+    request.timeout_ns = _timeout_ns(request.headers)
+    return request
 
 
 def _timeout_ns(headers: Mapping[bytes, bytes]) -> int:

@@ -21,8 +21,8 @@ from ..wire import tfs_examples, tfs_json, tfs_proto
 from ..wire.messages import message
 from . import tfs_methods
 from .calls import Call, Calls
+from .exchange import Cancel
 from .grpc_server import Methods, Rpc, RpcReply, Unary
-from .http import Cancel
 from .peers import Peers
 from .tfs_pages import find, statuses
 

@@ -28,7 +28,7 @@ from ..wire import tfs_examples, tfs_json
 from ..wire.http1 import TEXT, Request, Response, json_response
 from . import tfs_methods
 from .calls import Calls
-from .http import Cancel, Reply
+from .exchange import Cancel, Reply
 from .peers import Peers
 from .rest import RestCall
 from .tfs_pages import find, metadata_json, status_json, statuses

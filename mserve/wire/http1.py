@@ -1,43 +1,158 @@
-"""HTTP/1.1 messages: a request, a response, and the bytes of a response. Parsing is llhttp's (httptools)."""
+"""HTTP/1.1 messages: a request, a response, and the bytes of a response. Parsing is llhttp's (httptools).
+
+A client sends nearly the same head with every request. HeadMemo keeps the heads of one
+connection that llhttp has read, by their bytes, so that the same bytes are read once.
+What a client changes from request to request, its id and its place in a trace, is cut
+out first. A memo must never know more than llhttp does; so it keeps only heads of the
+plainest kind (see `_is_plain`), and the lines that it cuts out must be plain as well.
+Everything else goes the long way.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http import HTTPStatus
 
 import orjson
+
+from .context import Context
 
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
 
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
+MEMO_HEADS = 4
+MEMO_HEAD_BYTES = 4 << 10
+REQUEST_ID = b"x-request-id"
+TRACEPARENT = b"traceparent"
+_CUT = (REQUEST_ID, TRACEPARENT)
+_UNUSUAL = (b"transfer-encoding", b"expect", b"upgrade")
 
 
 @dataclass(slots=True)
-class Request:
-    """One parsed request. Header names are lower case; of a doubled header the last
-    value stands (a doubled Authorization does not get here).
-
-    `start_ns` is when its last byte arrived (monotonic); `admin` tells whether its
-    client may make administrative calls; `client` is its address. `charge` counts bytes that
-    are held for the request besides its body; it raises MserveError when they are too many.
+class Head:
+    """What the head of a request says. Header names are lower case; of a doubled header the last
+    value stands (a doubled Authorization does not get here). `length` is that of the body.
     """
 
     method: str
     target: bytes
     headers: Mapping[bytes, bytes]
-    body: bytes | bytearray
-    start_ns: int = 0
-    admin: bool = False
-    client: str = ""
-    request_id: str = ""
-    traceparent: str = ""
-    charge: Callable[[int], None] = lambda size: None
+    keep_alive: bool = True
+    path: bytes = b""
+    length: int = 0
+
+    def __post_init__(self) -> None:
+        self.path = self.target.split(b"?", 1)[0]
+        length = self.headers.get(b"content-length", b"")
+        self.length = int(length) if length.isdigit() else 0
 
 
-@dataclass(frozen=True, slots=True)
+class HeadMemo:
+    """The latest heads of one connection, by their bytes without the lines that change."""
+
+    def __init__(self) -> None:
+        self._heads: dict[bytes, Head] = {}
+        # How this client writes the lines that are cut out, up to their values, if it does.
+        self._lines = dict.fromkeys(_CUT, b"")
+
+    def find(self, raw: bytes) -> tuple[Head, str, str] | None:
+        """The head with these bytes, its request id and its traceparent ("" if absent); None if unknown."""
+        request_id = trace = ""
+        if line := self._lines[REQUEST_ID]:
+            raw, request_id = _cut(raw, line)
+        if line := self._lines[TRACEPARENT]:
+            raw, trace = _cut(raw, line)
+        head = self._heads.get(raw)
+        return None if head is None else (head, request_id, trace)
+
+    def learn(self, raw: bytes, head: Head) -> None:
+        """Keep a head that llhttp has read from these bytes, if it is of the plain kind."""
+        if not _is_plain(raw, head):
+            return
+        small = raw.lower()
+        for name in _CUT:
+            line = _line(raw, small, name)
+            raw, value = _cut(raw, line) if line else (raw, "")
+            if small.count(b"\n%b:" % name) != bool(value):
+                return  # it stands there twice, or in a way that is not cut out
+            self._lines[name] = line
+        if len(self._heads) >= MEMO_HEADS:
+            self._heads.clear()
+        headers = {name: value for name, value in head.headers.items() if name not in _CUT}
+        self._heads[raw] = Head(head.method, head.target, headers)
+
+
+def _is_plain(raw: bytes, head: Head) -> bool:
+    """Whether nothing but the bytes of the head tells where the request ends and what is behind it.
+
+    One body length, no other framing, lines that end in CRLF and go on in no other, and a
+    connection that stays open.
+    """
+    if len(raw) > MEMO_HEAD_BYTES or not raw[:1].isalpha() or not head.keep_alive:
+        return False
+    if b"\r\n " in raw or b"\r\n\t" in raw or raw.count(b"\n") != raw.count(b"\r\n"):
+        return False
+    if raw.lower().count(b"\ncontent-length:") != 1 or not head.headers.get(b"content-length", b"").isdigit():
+        return False
+    return not any(name in head.headers for name in _UNUSUAL)
+
+
+def _line(raw: bytes, small: bytes, name: bytes) -> bytes:
+    """The end of one line and what the next, of a header, begins with; `small` is `raw` in lower case."""
+    at = small.find(b"\r\n%b: " % name)
+    return raw[at : at + len(name) + 4] if at >= 0 else b""
+
+
+def _cut(raw: bytes, line: bytes) -> tuple[bytes, str]:
+    """A head without the line that begins so, and the line's value; all of it where that is not plain."""
+    at = raw.find(line)
+    if at < 0:
+        return raw, ""
+    end = raw.find(b"\r\n", at + 2)
+    value = raw[at + len(line) : end].decode("latin-1")
+    if not (value.isascii() and value.isprintable()) or value != value.strip() or not value:
+        return raw, ""
+    return raw[:at] + raw[end:], value
+
+
+class Request(Context):
+    """One parsed request. `client` is its client's address, `echo` are header lines for its answer.
+
+    What few requests have is an attribute of the class until it is set.
+    """
+
+    echo = b""
+
+    def __init__(self, head: Head, body: bytes | bytearray, start_ns: int = 0, client: str = "") -> None:
+        self.start_ns = start_ns
+        self.head = head
+        self.body = body
+        self.client = client
+
+    @property
+    def method(self) -> str:
+        """GET for HEAD, too: the answers differ on the wire only."""
+        return "GET" if self.head.method == "HEAD" else self.head.method
+
+    @property
+    def target(self) -> bytes:
+        """Path and query."""
+        return self.head.target
+
+    @property
+    def headers(self) -> Mapping[bytes, bytes]:
+        """Values by lower-case name."""
+        return self.head.headers
+
+    def charge(self, size: int) -> None:
+        """Count bytes that are held for the request besides its body. Raises MserveError: too many."""
+
+
+@dataclass(slots=True)
 class Response:
     """One response; `headers` come in addition to Content-Type and Content-Length."""
 
@@ -46,15 +161,20 @@ class Response:
     content_type: str = JSON
     headers: tuple[tuple[str, str], ...] = field(default=())
 
-    def encode(self, *, keep_alive: bool, head_only: bool = False) -> bytes:
-        """The bytes on the wire; the answer to HEAD has no body."""
-        extra = "".join(f"{name}: {value}\r\n" for name, value in self.headers)
-        head = (
-            f"HTTP/1.1 {self.status} {_REASONS.get(self.status, 'Unknown')}\r\n"
-            f"Content-Type: {self.content_type}\r\nContent-Length: {len(self.body)}\r\n{extra}"
-            f"{'' if keep_alive else 'Connection: close' + chr(13) + chr(10)}\r\n"
-        )
-        return head.encode("latin-1") + (b"" if head_only else self.body)
+    def encode(self, *, keep_alive: bool, head_only: bool = False, echo: bytes = b"") -> bytes:
+        """The bytes on the wire, with `echo` as further header lines; the answer to HEAD has no body."""
+        head = _head(self.status, self.content_type, self.headers, keep_alive)
+        body = b"" if head_only else self.body
+        return b"%bContent-Length: %d\r\n%b\r\n%b" % (head, len(self.body), echo, body)
+
+
+@lru_cache(maxsize=1024)
+def _head(status: int, content_type: str, headers: tuple[tuple[str, str], ...], keep_alive: bool) -> bytes:
+    """What an answer's head begins with; few differ, so they are kept."""
+    extra = "".join(f"{name}: {value}\r\n" for name, value in headers)
+    close = "" if keep_alive else "Connection: close\r\n"
+    reason = _REASONS.get(status, "Unknown")
+    return f"HTTP/1.1 {status} {reason}\r\nContent-Type: {content_type}\r\n{extra}{close}".encode("latin-1")
 
 
 def json_response(value: object, status: int = 200, headers: tuple[tuple[str, str], ...] = ()) -> Response:

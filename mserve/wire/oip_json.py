@@ -39,7 +39,7 @@ _NO_SHM = "send the tensor with the request; this server maps no memory of its c
 
 def parse(body: Buffer, header: bytes | None = None) -> InferRequest:
     """A request's body; `header` is the value of HEADER, None where there is none. Raises RequestError."""
-    length = len(body) if header is None else _header_length(header, len(body))
+    length = len(body) if header is None else header_length(header, len(body))
     if header is not None and length == 0:
         return InferRequest(body=body, binary=True)
     view = memoryview(body)
@@ -75,7 +75,8 @@ def load(body: Buffer, expected: str) -> dict[str, Any]:
     return message
 
 
-def _header_length(header: bytes, size: int) -> int:
+def header_length(header: bytes, size: int) -> int:
+    """The value of HEADER: how many bytes of a body of `size` are JSON. Raises RequestError."""
     if not header.isdigit() or len(header) > 18 or int(header) > size:
         raise RequestError(
             f"inference header size should be in range (0, {size})", found=header[:32].decode("latin-1")

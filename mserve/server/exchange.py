@@ -1,0 +1,52 @@
+"""An exchange: a request of one connection on its way to its answer, which may be an error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..errors import MethodNotAllowed, MserveError, RequestError, Unauthenticated
+from ..wire.http1 import Head, Request, Response, json_response
+from .peers import Held, Peers
+
+Reply = Callable[[Response], None]
+Cancel = Callable[[], None]
+Handler = Callable[[Request, Reply], Cancel | None]
+
+
+class Exchange(Request):
+    """A request of a connection, what to cancel, and its answer once known."""
+
+    response: Response | None = None
+    cancel: Cancel | None = None
+    dropped = False
+
+    def __init__(self, peers: Peers, head: Head, body: bytes | bytearray, now_ns: int, client: str) -> None:
+        super().__init__(head, body, now_ns, client)
+        self._peers = peers
+        self._size = len(body)
+        peers.received += self._size
+        self._held = Held(peers) if b"content-encoding" in head.headers else None
+
+    def charge(self, size: int) -> None:
+        if self._held is not None:
+            self._held.take(size)
+
+    def release(self) -> None:
+        """It is answered, or never will be: its bytes do not count any more."""
+        self._peers.received -= self._size
+        self._size = 0
+        self.cancel = None  # it would hold the body
+        if self._held is not None:
+            self._held.release()
+
+
+def error_response(error: MserveError) -> Response:
+    """An error as clients of TensorFlow Serving know it: a status and `{"error": text}`."""
+    headers: tuple[tuple[str, str], ...] = ()
+    if isinstance(error, RequestError) and error.retry_after_s:
+        headers = (("Retry-After", str(error.retry_after_s)),)
+    if isinstance(error, MethodNotAllowed):
+        headers = (("Allow", error.expected),)
+    if isinstance(error, Unauthenticated):
+        headers = (("WWW-Authenticate", "Bearer"),)
+    return json_response({"error": str(error)}, error.http_status, headers)
