@@ -22,7 +22,7 @@ code) and the server's codecs (HTTP status, gRPC status).
 from __future__ import annotations
 
 import re
-from typing import ClassVar
+from typing import ClassVar, Self
 
 # C0 and C1 controls, line and paragraph separators, and what turns the direction of writing.
 _CONTROLS = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069]")
@@ -54,6 +54,11 @@ class MserveError(Exception):
         """The labelled parts that are present, in reading order."""
         parts = [("where", self.where), ("expected", self.expected), ("found", self.found)]
         return [(label, text) for label, text in parts if text]
+
+    def without_frames(self) -> Self:
+        """The error itself, to be kept: the frames of its traceback would keep what they worked on."""
+        self.__cause__ = self.__context__ = None
+        return self.with_traceback(None)
 
     def __str__(self) -> str:
         text = self.what

@@ -181,6 +181,7 @@ class Executor:
                 self._loop.call_soon_threadsafe(self._worker_done, batch, *result)
             except RuntimeError:  # the loop was closed under us: nobody is left to answer
                 return
+            del batch, result  # or they would live as long as this thread waits for the next
 
     def _worker_done(self, batch: Batch, outputs: Outputs, error: Exception | None, run_ns: int) -> None:
         self._free += 1

@@ -260,8 +260,7 @@ class Reconciler:
                 "%s version %d: %s: %s", name, slot.version, "waiting" if arriving else "failed", error
             )
         # The frames of a traceback would keep a half-loaded model, and the lock on its directory.
-        error.__cause__ = error.__context__ = None
-        slot.error, slot.checked = error.with_traceback(None), False
+        slot.error, slot.checked = error.without_frames(), False
         slot.become(State.WAITING if arriving else State.FAILED)
         now = time.monotonic_ns()
         if arriving:

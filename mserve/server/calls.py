@@ -113,10 +113,9 @@ class Calls:
     def _cancel(self, call: Call) -> None:
         """The client has left: what waits is dropped, what runs is not answered."""
         if not call.done:
-            call.done = True
             for entry in call.entries:
                 entry.cancelled = True
-            self._observe(call, ClientLeft("the client has left"))
+            self._end(call, ClientLeft("the client has left"))
 
     def spawn(self, work: asyncio._CoroutineLike[None]) -> None:
         """Run something in the background that answers for itself."""
@@ -195,9 +194,16 @@ class Calls:
 
     def _finish(self, call: Call, answer: Any, error: MserveError | None) -> None:
         if not call.done:
-            call.done = True
-            self._observe(call, error)
+            self._end(call, error)
             call.reply(answer)
+
+    def _end(self, call: Call, error: MserveError | None) -> None:
+        """Count the call, and let go of its entries: each holds the call by its `reply`, and such a
+        reference cycle would keep the body, arrays and the servable until the garbage collector comes.
+        """
+        call.done = True
+        self._observe(call, error)
+        call.entries = []
 
     def _observe(self, call: Call, error: MserveError | None) -> None:
         now = time.monotonic_ns()

@@ -161,7 +161,9 @@ class GrpcServer:
             if rpc is not None:
                 self._close(rpc, grpc_context, result)
             if isinstance(result, MserveError):
-                await _abort(grpc_context, result)
+                # grpcio keeps the frames of a call that fails until the garbage collector comes.
+                del message, rpc, cancel
+                await _abort(grpc_context, result.without_frames())
             assert isinstance(result, bytes)
             return result
 

@@ -106,6 +106,7 @@ class Connection(asyncio.Protocol):
         self._reset()
         self._drop_pending()
         self._transport = None
+        del self._parser  # it holds us, and a reference cycle waits for the garbage collector
 
     def _drop_pending(self) -> None:
         """Forget the requests that will not be answered."""
