@@ -68,7 +68,7 @@ class Plans:
         self._plans: dict[bytes, Plan] = {}
 
     def find(self, body: Buffer, length: int) -> Plan | None:
-        """The plan for a body whose JSON has `length` bytes and whose tensors have the right size; or None."""
+        """The plan for a body whose JSON has `length` bytes; None if there is none that fits its size."""
         plan = self._plans.get(bytes(body[:length]))
         return None if plan is None or len(body) - length != plan.size else plan
 
