@@ -26,6 +26,7 @@ from ..loader.servable import Servable
 from ..tensors import Array, Signature
 from ..wire import tfs_examples, tfs_json
 from ..wire.http1 import TEXT, Request, Response, json_response
+from ..wire.json_values import without_booleans
 from . import tfs_methods
 from .calls import Calls
 from .exchange import Cancel, Reply
@@ -131,7 +132,9 @@ class TfsRestCall(RestCall):
     strict = False
 
     def parse(self) -> None:
-        self._message = tfs_json.parse(self.body(), strict=self.strict)
+        body = self.body()
+        self._message = tfs_json.parse(body, strict=self.strict)
+        self._booleans = not without_booleans(body)
 
     def named(self, results: Sequence[Array]) -> dict[str, Array]:
         """A query's outputs by alias."""
@@ -147,7 +150,7 @@ class Predict(TfsRestCall):
     def queries(self) -> Sequence[Query]:
         name, signature = _signature(self.servable, tfs_json.signature_name(self._message))
         self._wanted = tfs_json.selected(self._message, signature)
-        inputs, self._rows = tfs_json.inputs_of(self._message, signature)
+        inputs, self._rows = tfs_json.inputs_of(self._message, signature, booleans=self._booleans)
         return (Query(name, inputs),)
 
     def encode(self, results: Sequence[Sequence[Array]]) -> Response:

@@ -102,8 +102,13 @@ def check_outputs(names: Sequence[str], signature: Signature) -> Sequence[str]:
     return names
 
 
-def inputs_of(body: Mapping[str, Any], signature: Signature) -> tuple[dict[str, Array], bool]:
-    """A predict request's arrays by alias, and whether it came in row form. Raises RequestError."""
+def inputs_of(
+    body: Mapping[str, Any], signature: Signature, *, booleans: bool = True
+) -> tuple[dict[str, Array], bool]:
+    """A predict request's arrays by alias, and whether it came in row form.
+
+    `booleans` tells whether there may be any in the body. Raises RequestError.
+    """
     rows, columns = body.get("instances"), body.get("inputs")
     if (rows is None) == (columns is None):
         raise RequestError(
@@ -111,11 +116,11 @@ def inputs_of(body: Mapping[str, Any], signature: Signature) -> tuple[dict[str, 
             found="both" if rows is not None else "neither",
         )
     if rows is not None:
-        return _from_rows(rows, signature), True
-    return _from_columns(columns, signature), False
+        return _from_rows(rows, signature, booleans), True
+    return _from_columns(columns, signature, booleans), False
 
 
-def _from_rows(rows: Any, signature: Signature) -> dict[str, Array]:
+def _from_rows(rows: Any, signature: Signature, booleans: bool) -> dict[str, Array]:
     if not isinstance(rows, list):
         raise RequestError("'instances' is not a list", found=kind(rows))
     named = bool(rows) and isinstance(rows[0], dict) and not is_b64(rows[0])
@@ -127,7 +132,7 @@ def _from_rows(rows: Any, signature: Signature) -> dict[str, Array]:
         )
     if not named:
         alias, spec = next(iter(signature.inputs.items()))
-        return {alias: to_array(rows, spec, alias)}
+        return {alias: to_array(rows, spec, alias, booleans=booleans)}
     for index, row in enumerate(rows):
         if not isinstance(row, dict):
             raise RequestError(f"instance {index} is not an object as the first one is", found=kind(row))
@@ -139,7 +144,7 @@ def _from_rows(rows: Any, signature: Signature) -> dict[str, Array]:
                 found=", ".join(row),
             )
     given = {a: spec for a, spec in signature.inputs.items() if a in rows[0]}
-    return {a: to_array([row[a] for row in rows], spec, a) for a, spec in given.items()}
+    return {a: to_array([row[a] for row in rows], s, a, booleans=booleans) for a, s in given.items()}
 
 
 def _check_names(signature: Signature, given: Mapping[str, object], index: int | None = None) -> None:
@@ -160,10 +165,11 @@ def _check_names(signature: Signature, given: Mapping[str, object], index: int |
         raise
 
 
-def _from_columns(columns: Any, signature: Signature) -> dict[str, Array]:
+def _from_columns(columns: Any, signature: Signature, booleans: bool) -> dict[str, Array]:
     if isinstance(columns, dict) and not is_b64(columns):
         _check_names(signature, columns)
-        return {a: to_array(columns[a], spec, a) for a, spec in signature.inputs.items() if a in columns}
+        given = {a: spec for a, spec in signature.inputs.items() if a in columns}
+        return {a: to_array(columns[a], s, a, booleans=booleans) for a, s in given.items()}
     if len(signature.inputs) != 1:
         raise RequestError(
             "'inputs' is not an object",
@@ -171,7 +177,7 @@ def _from_columns(columns: Any, signature: Signature) -> dict[str, Array]:
             found=kind(columns),
         )
     alias, spec = next(iter(signature.inputs.items()))
-    return {alias: to_array(columns, spec, alias)}
+    return {alias: to_array(columns, spec, alias, booleans=booleans)}
 
 
 def encode(outputs: Mapping[str, Array], *, rows: bool, strict: bool = False) -> bytes:
@@ -182,6 +188,12 @@ def encode(outputs: Mapping[str, Array], *, rows: bool, strict: bool = False) ->
     """
     if strict:
         _refuse_infinite(outputs)
+    if rows and len(outputs) == 1:
+        (array,) = outputs.values()
+        if array.ndim and array.dtype.kind in "fiu" and array.dtype.itemsize > 2 and array.flags.c_contiguous:
+            answer = orjson.dumps({"predictions": array}, option=orjson.OPT_SERIALIZE_NUMPY)
+            if b"null" not in answer:  # which stands for NaN and Infinity
+                return answer
     plain = not any(alias.endswith(BYTES) for alias in outputs)
     values = outputs if plain else {a: _as_bytes(x) if a.endswith(BYTES) else x for a, x in outputs.items()}
     if not rows:
