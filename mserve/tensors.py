@@ -256,6 +256,8 @@ def fill_defaults(signature: Signature, inputs: Mapping[str, Array]) -> Mapping[
 
     Raises RequestError when no input tells the number of rows.
     """
+    if inputs.keys() == signature.inputs.keys():
+        return inputs
     absent = {a: s for a, s in signature.inputs.items() if a not in inputs and s.default is not None}
     if not absent:
         return inputs
@@ -284,23 +286,23 @@ def check_inputs(signature: Signature, inputs: Mapping[str, Array]) -> int:
     """
     check_names(signature, inputs)
     symbols: dict[str, int] = {}
+    counts = set[int]()
     for alias, spec in signature.inputs.items():
         array = inputs[alias]
-        found = dtype_of(array)
+        found, shape = dtype_of(array), array.shape
         if found != spec.dtype:
             raise RequestError(f"input {alias!r} has the wrong dtype", expected=spec.dtype, found=found)
         if spec.shape is not None:
-            _check_shape(alias, spec.shape, array.shape, symbols)
+            _check_shape(alias, spec.shape, shape, symbols)
+        counts.add(shape[0] if shape else -1)
     if signature.batch_axis is None:
         return 1
-    rows = {alias: array.shape[0] if array.ndim else -1 for alias, array in inputs.items()}
-    if -1 in rows.values() or len(set(rows.values())) != 1:
+    if len(counts) != 1 or -1 in counts:
+        found = ", ".join(f"{a}: {x.shape[0] if x.ndim else 'a scalar'}" for a, x in inputs.items())
         raise RequestError(
-            "the inputs do not agree on the number of rows",
-            expected="one size of axis 0",
-            found=", ".join(f"{a}: {'a scalar' if n < 0 else n}" for a, n in rows.items()),
+            "the inputs do not agree on the number of rows", expected="one size of axis 0", found=found
         )
-    count = next(iter(rows.values()))
+    (count,) = counts
     if count > ROWS_MAX:
         raise RequestError("a request has too many rows", expected=f"at most {ROWS_MAX}", found=count)
     return count

@@ -41,19 +41,20 @@ class Call(ABC):
 
     protocol: ClassVar[str]
     slow = False  # whether parsing may take long whatever the size (a compressed body)
+    model = ""
+    version: int | None = None
+    label: str | None = None
+    queried: Sequence[Query] = ()
+    entries: Sequence[Entry] = ()
+    done = False
+    parsed_ns = 0
+    servable: Servable
 
     def __init__(self, context: Context, reply: Callable[[Any], None]) -> None:
         self.context = context
         self.reply = reply
-        self.model = ""
-        self.version: int | None = None
-        self.label: str | None = None
-        self.queried: Sequence[Query] = ()
-        self.entries: list[Entry] = []
-        self.results: list[Sequence[Array] | None] = []
-        self.done = False
-        self.parsed_ns = 0
-        self.servable: Servable
+        self.results: list[Sequence[Array]] = []
+        self.missing = 0
 
     @property
     def signature(self) -> str:
@@ -148,13 +149,16 @@ class Calls:
         self.front.check_room(call.servable)
 
     def _submit(self, call: Call, queries: Sequence[Query]) -> None:
-        call.queried, call.results = queries, [None] * len(queries)
+        call.queried, call.missing = queries, len(queries)
+        call.results = [()] * len(queries)
         call.parsed_ns = time.monotonic_ns()
+        call.entries = entries = []
+        context = call.context
         for index, query in enumerate(queries):
             reply = partial(self._result, call, index)
-            context = call.context
-            entry = self.front.predict(call.servable, query, reply, context.start_ns, context.timeout_ns)
-            call.entries.append(entry)
+            entries.append(
+                self.front.predict(call.servable, query, reply, context.start_ns, context.timeout_ns)
+            )
 
     def _result(self, call: Call, index: int, result: Sequence[Array] | MserveError) -> None:
         """One query's outputs, or its error, which is then the whole call's."""
@@ -164,22 +168,22 @@ class Calls:
             self._fail(call, result)
             return
         call.results[index] = result
-        if any(r is None for r in call.results):
+        call.missing -= 1
+        if call.missing:
             return
-        results: list[Sequence[Array]] = [r for r in call.results if r is not None]
-        if sum(_size(array) for outputs in results for array in outputs) > LOOP_BYTES:
-            self.spawn(self._encode_slowly(call, results))
+        if _size(call.results) > LOOP_BYTES:
+            self.spawn(self._encode_slowly(call))
             return
         try:
-            answer = call.encode(results)
+            answer = call.encode(call.results)
         except Exception as error:
             self._fail(call, error)
         else:
             self._finish(call, answer, None)
 
-    async def _encode_slowly(self, call: Call, results: Sequence[Sequence[Array]]) -> None:
+    async def _encode_slowly(self, call: Call) -> None:
         try:
-            answer = await asyncio.get_running_loop().run_in_executor(None, call.encode, results)
+            answer = await asyncio.get_running_loop().run_in_executor(None, call.encode, call.results)
         except Exception as error:
             self._fail(call, error)
         else:
@@ -203,7 +207,7 @@ class Calls:
         """
         call.done = True
         self._observe(call, error)
-        call.entries = []
+        call.entries = ()
 
     def _observe(self, call: Call, error: MserveError | None) -> None:
         now = time.monotonic_ns()
@@ -223,6 +227,10 @@ def as_error(error: Exception, what: str) -> MserveError:
     return MserveError("internal error", found=repr(error)[:200])
 
 
-def _size(array: Array) -> int:
-    """Bytes that an array takes about as text: strings are of unknown length."""
-    return int(array.nbytes) * (8 if array.dtype.hasobject else 1)
+def _size(results: Sequence[Sequence[Array]]) -> int:
+    """Bytes that outputs take about as text: strings are of unknown length."""
+    size = 0
+    for outputs in results:
+        for array in outputs:
+            size += array.nbytes * 8 if array.dtype.hasobject else array.nbytes
+    return size

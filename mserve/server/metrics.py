@@ -56,19 +56,24 @@ class Histogram:
 class Counts:
     """The requests of one series: answers by code, and where the time of the good ones went.
 
-    `failures` and `failed_ns` count the others; `last_ms` is when the last one was
-    answered, in milliseconds since 1970. Times are noted as they come and put into
+    `failures` and `failed_ns` count the others; `last_ns` is when the last one was
+    answered (monotonic). Times are noted as they come and put into
     histograms many at once, which costs a tenth.
     """
 
     def __init__(self) -> None:
         self.failures = 0
         self.failed_ns = 0
-        self.last_ms = 0
+        self.last_ns = 0
         self.codes: dict[str, int] = {}
         self._total = Histogram()
         self._phases = tuple(Histogram() for _ in PHASES)
         self._noted: list[tuple[int, ...]] = []
+
+    @property
+    def last_ms(self) -> int:
+        """When the last one was answered, in milliseconds since 1970."""
+        return int(time.time() * 1000 - (time.monotonic_ns() - self.last_ns) / 1e6)
 
     @property
     def total(self) -> Histogram:
@@ -116,19 +121,18 @@ class Metrics:
         self._models = models
         self._waiting = waiting
         self.series: dict[Series, Counts] = {}
+        self._latest: dict[tuple[str, int, str, str], Counts] = {}
 
     def observe(self, call: Call, error: MserveError | None, now_ns: int) -> None:
         """Count a call that was answered, or whose client has left."""
         servable = getattr(call, "servable", None)
-        known = call.model if call.model in self._models else ""
-        key = Series(known, str(servable.version) if servable else "", call.signature, call.protocol)
-        counts = self.series.get(key)
+        version = servable.version if servable else 0
+        counts = self._latest.get((call.model, version, call.signature, call.protocol))
         if counts is None:
-            self._forget()
-            counts = self.series[key] = Counts()
+            counts = self._counts(call, version)
         code = call.code(error)
         counts.codes[code] = counts.codes.get(code, 0) + 1
-        counts.last_ms = int(time.time() * 1000)
+        counts.last_ns = now_ns
         start = call.context.start_ns
         if error is not None:
             counts.failures += 1
@@ -136,6 +140,16 @@ class Metrics:
         else:
             entry = call.entries[-1]
             counts.note((start, call.parsed_ns, entry.started_ns, entry.ended_ns, now_ns))
+
+    def _counts(self, call: Call, version: int) -> Counts:
+        """The counts of a call's series, new ones where it is the first."""
+        self._forget()
+        known = call.model if call.model in self._models else ""
+        key = Series(known, str(version) if version else "", call.signature, call.protocol)
+        counts = self.series.setdefault(key, Counts())
+        if known:
+            self._latest[known, version, call.signature, call.protocol] = counts
+        return counts
 
     def render(self) -> bytes:
         """All metrics as Prometheus text."""
@@ -148,6 +162,7 @@ class Metrics:
 
     def _forget(self) -> None:
         """Drop the series of versions that ended a while ago, and of models that left."""
+        self._latest.clear()
         for key in list(self.series):
             model = self._models.get(key.model)
             if key.model and model is None:

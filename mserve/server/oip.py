@@ -63,8 +63,9 @@ def version_of(text: str) -> tuple[int | None, str | None]:
 
 def prepare(call: Call, request: InferRequest) -> None:
     """Take the parameters of a request that are about the call. Raises RequestError."""
-    limits = [ns for ns in (call.context.timeout_ns, request.timeout_ns) if ns]
-    call.context.timeout_ns = min(limits, default=0)
+    context, timeout_ns = call.context, request.timeout_ns
+    if timeout_ns:
+        context.timeout_ns = min(timeout_ns, context.timeout_ns or timeout_ns)
 
 
 def query(request: InferRequest, servable: Servable) -> Query:

@@ -160,14 +160,10 @@ def _record(call: Call, error: MserveError | None, now_ns: int) -> _Record:
     facts["ms"] |= {p: (b - a) / 1e6 for p, a, b in zip(PHASES, times, times[1:], strict=False)}
     assert servable is not None
     outputs = [
-        dict(zip(servable.signatures[q.signature].outputs, _arrays(r), strict=True))
+        dict(zip(servable.signatures[q.signature].outputs, r, strict=True))
         for q, r in zip(call.queried, call.results, strict=True)
     ]
     return _Record(facts, [q.inputs for q in call.queried], outputs)
-
-
-def _arrays(result: Sequence[Array] | None) -> Sequence[Array]:
-    return () if result is None else result
 
 
 def _plain(value: Any) -> Any:
