@@ -163,7 +163,7 @@ def _numbers(leaves: list[Any], spec: TensorSpec, alias: str) -> Array:
         return np.array(leaves, target)
     with np.errstate(over="ignore"):
         try:
-            return np.array(leaves, np.float64 if target.kind == "f" else target).astype(target)
+            return np.array(leaves, target if target.kind == "b" else np.float64).astype(target)
         except OverflowError as error:
             raise RequestError(f"input {alias!r} has a number that no float holds") from error
 

@@ -1,0 +1,150 @@
+"""The memo of heads knows what llhttp knows, and never more."""
+
+from __future__ import annotations
+
+import httptools
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mserve.wire.http1 import MEMO_HEAD_BYTES, REQUEST_ID, TRACEPARENT, Head, HeadMemo
+
+PLAIN = (
+    b"POST /v1/models/m:predict?x=1 HTTP/1.1\r\nHost: a\r\nX-Request-Id: first\r\n"
+    b"Content-Type: application/json\r\nContent-Length: 12\r\n\r\n"
+)
+TRACED = PLAIN.replace(b"Host: a\r\n", b"Host: a\r\ntraceparent: 00-ab-cd-01\r\n")
+
+
+class Reader:
+    """What llhttp makes of a request."""
+
+    def __init__(self, raw: bytes) -> None:
+        self.target, self.headers, self.complete = b"", {}, False
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.feed_data(raw)
+
+    def on_url(self, url: bytes) -> None:
+        self.target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        self.complete = True
+
+    def head(self) -> Head:
+        assert self.complete
+        method = self.parser.get_method().decode()
+        return Head(method, self.target, self.headers, self.parser.should_keep_alive())
+
+
+def taught(*heads: bytes) -> HeadMemo:
+    memo = HeadMemo()
+    for raw in heads:
+        memo.learn(raw, Reader(raw).head())
+    return memo
+
+
+def test_a_known_head_is_found_with_the_values_that_change() -> None:
+    for raw in (PLAIN, TRACED):
+        memo = taught(raw)
+        for value in (b"first", b"another one", b"~" * 128):
+            found = memo.find(raw.replace(b"first", value))
+            assert found is not None
+            head, request_id, trace = found
+            assert (request_id, trace) == (value.decode(), "00-ab-cd-01" if raw is TRACED else "")
+            assert (head.method, head.path, head.length) == ("POST", b"/v1/models/m:predict", 12)
+            assert REQUEST_ID not in head.headers
+            assert TRACEPARENT not in head.headers
+
+
+REFUSED = {
+    "no length": PLAIN.replace(b"Content-Length: 12\r\n", b""),
+    "a body in chunks": PLAIN.replace(b"Content-Length: 12", b"Transfer-Encoding: chunked"),
+    "a client that waits for 100": PLAIN.replace(b"Host: a", b"Host: a\r\nExpect: 100-continue"),
+    "an offer to upgrade": PLAIN.replace(b"Host: a", b"Host: a\r\nUpgrade: h2c"),
+    "a connection that will close": PLAIN.replace(b"Host: a", b"Host: a\r\nConnection: close"),
+    "HTTP/1.0": PLAIN.replace(b"HTTP/1.1", b"HTTP/1.0"),
+    "an empty line before it": b"\r\n" + PLAIN,
+    "too long": PLAIN.replace(b"Host: a", b"Host: " + b"a" * MEMO_HEAD_BYTES),
+    "two ids": PLAIN.replace(b"Host: a", b"Host: a\r\nx-request-id: zero"),
+    "an id without the usual space": PLAIN.replace(b"Id: first", b"Id:first"),
+    "an id with a tab in it": PLAIN.replace(b"first", b"a\tb"),
+    "an id that is empty": PLAIN.replace(b"first", b""),
+    "an id that is not ASCII": PLAIN.replace(b"first", b"\xe4"),
+}
+
+
+@pytest.mark.parametrize("raw", REFUSED.values(), ids=REFUSED)
+def test_what_is_not_plain_is_not_kept(raw: bytes) -> None:
+    memo = taught(raw)
+    assert memo.find(raw) is None
+    assert memo.find(raw.replace(b"first", b"other")) is None
+
+
+UNKNOWN = {
+    "another length": (b"Length: 12", b"Length: 13"),
+    "another path": (b":predict", b":classify"),
+    "a line more": (b"Host: a", b"Host: a\r\nX: y"),
+    "the id's line before the request line": (b"POST", b"X-Request-Id: x\r\nPOST"),
+    "a second length": (b"Host: a", b"Host: a\r\nContent-Length: 1"),
+    "a line feed in the id": (b"first", b"a\nContent-Length: 1"),
+    "a carriage return in the id": (b"first", b"a\rb"),
+    "an id between spaces": (b"first", b" first "),
+    "an id that goes on in the next line": (b"first", b"a\r\n b"),
+}
+
+
+@pytest.mark.parametrize(("old", "new"), UNKNOWN.values(), ids=UNKNOWN)
+def test_a_head_that_differs_is_not_known(old: bytes, new: bytes) -> None:
+    assert taught(PLAIN).find(PLAIN.replace(old, new, 1)) is None
+
+
+def test_a_client_of_many_heads_costs_no_memory() -> None:
+    memo = HeadMemo()
+    for number in range(100):
+        raw = PLAIN.replace(b"m:", b"m%d:" % number)
+        memo.learn(raw, Reader(raw).head())
+        assert memo.find(raw) is not None
+    assert sum(memo.find(PLAIN.replace(b"m:", b"m%d:" % n)) is not None for n in range(100)) <= 4
+
+
+PIECES = (
+    *(b"\r\n", b"\r", b"\n", b" ", b"\t", b":", b"0", b"12", b"x", b"\x00", b"\xff"),
+    *(b"X-Request-Id: ", b"x-request-id: b", b"traceparent: ", b"Content-Length: 3", b"Host: a"),
+    *(b"Transfer-Encoding: chunked", b"Connection: close", b"Expect: 100-continue", b"first"),
+)
+
+
+@st.composite
+def spoiled(draw: st.DrawFn) -> bytes:
+    """A head in which a few places were changed."""
+    raw = draw(st.sampled_from([PLAIN, TRACED]))
+    for _ in range(draw(st.integers(0, 3))):
+        at = draw(st.integers(0, len(raw)))
+        end = at + draw(st.integers(0, 12))
+        raw = raw[:at] + draw(st.sampled_from(PIECES)) * draw(st.integers(0, 1)) + raw[end:]
+    return raw
+
+
+@settings(max_examples=1500, deadline=None)
+@given(first=spoiled(), second=spoiled())
+def test_what_the_memo_finds_is_what_llhttp_reads(first: bytes, second: bytes) -> None:
+    memo = HeadMemo()
+    for raw in (PLAIN, first, TRACED):
+        end = raw.find(b"\r\n\r\n") + 4
+        try:
+            memo.learn(raw[:end] if end > 3 else b"", Reader(raw).head())
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade, AssertionError):
+            continue
+    end = second.find(b"\r\n\r\n") + 4
+    found = memo.find(second[:end])
+    if found is None:
+        return
+    head, request_id, trace = found
+    read = Reader(second[:end]).head()
+    ids = {REQUEST_ID: request_id.encode(), TRACEPARENT: trace.encode()}
+    assert {**head.headers, **{k: v for k, v in ids.items() if v}} == read.headers
+    assert (head.method, head.target, head.length) == (read.method, read.target, read.length)
+    assert read.keep_alive
