@@ -225,3 +225,28 @@ def words(*texts: str) -> Array:
     array = np.empty(len(texts), dtype=object)
     array[:] = texts
     return array
+
+
+def endless() -> ModelProto:
+    """y = x, after as many empty turns of a loop as x says."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Identity", ["v"], ["w"])],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("v", TensorProto.INT64, [1]),
+        ],
+        [
+            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("w", TensorProto.INT64, [1]),
+        ],
+    )
+    nodes = [
+        helper.make_node("Squeeze", ["x"], ["turns"]),
+        helper.make_node("Loop", ["turns", "true", "x"], ["y"], body=body),
+    ]
+    ports = [helper.make_tensor_value_info(n, TensorProto.INT64, [1]) for n in ("x", "y")]
+    weights = [numpy_helper.from_array(np.array(True), "true")]
+    graph = helper.make_graph(nodes, "endless", ports[:1], ports[1:], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from builders import endless
 from onnx import TensorProto, helper, numpy_helper
 
 import mserve
@@ -301,34 +302,9 @@ def test_only_what_is_known_to_be_short_runs_on_the_loop(
     on_loop(work)
 
 
-def endless_model() -> onnx.ModelProto:
-    """y = x, after as many empty turns of a loop as x says."""
-    body = helper.make_graph(
-        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Identity", ["v"], ["w"])],
-        "body",
-        [
-            helper.make_tensor_value_info("i", TensorProto.INT64, []),
-            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("v", TensorProto.INT64, [1]),
-        ],
-        [
-            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("w", TensorProto.INT64, [1]),
-        ],
-    )
-    nodes = [
-        helper.make_node("Squeeze", ["x"], ["turns"]),
-        helper.make_node("Loop", ["turns", "true", "x"], ["y"], body=body),
-    ]
-    ports = [helper.make_tensor_value_info(n, TensorProto.INT64, [1]) for n in ("x", "y")]
-    weights = [numpy_helper.from_array(np.array(True), "true")]
-    graph = helper.make_graph(nodes, "endless", ports[:1], ports[1:], weights)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-
-
 def test_a_run_that_nobody_waits_for_any_more_is_ended(tmp_path: Path) -> None:
     """Two runs without an end take both workers; when their time is over, others are answered again."""
-    mserve.export(endless_model(), tmp_path / "endless", golden=0)
+    mserve.export(endless(), tmp_path / "endless", golden=0)
     servable = mserve.load(tmp_path / "endless")
 
     async def work(executor: Executor, front: Front) -> None:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import builders
 import fuzz_models
 import grpc
 import pytest
@@ -243,3 +244,18 @@ def test_the_end_does_not_wait_for_who_sends_nothing(folder: Path) -> None:
                 assert "shutting down" in json.loads(answer.split(b"\r\n\r\n")[1])["error"]
             assert server.process.wait(timeout=40) == 0  # the grace time is longer
             over.set()
+
+
+def test_runs_of_clients_that_left_make_room_for_others(tmp_path: Path) -> None:
+    """Two runs without an end take both workers; their clients have only ended their side."""
+    mserve.export(builders.endless(), tmp_path / "endless", golden=0)
+    body = json.dumps({"instances": [2**60]}).encode()
+    request = PREDICT.replace(b"pick", b"endless") + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    with serving(tmp_path / "endless", tmp_path / "log") as server:
+        for _ in range(8):
+            with socket.create_connection(("127.0.0.1", server.port)) as link:
+                link.sendall(request)
+                link.shutdown(socket.SHUT_WR)
+        headers = {"mserve-timeout-ms": "20000"}
+        answer = server.ask("POST", "/v1/models/endless:predict", b'{"instances": [3]}', headers)
+        assert answer.status == 200, answer.body

@@ -60,6 +60,7 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self._unread_since: float | None = None
         self._closing = False
+        self._ended: float | None = None
         self._lingering = False
         self._draining_since: float | None = None
         self._receiving = 0
@@ -197,8 +198,11 @@ class Connection(asyncio.Protocol):
         return b"%s %s HTTP/1.1\r\n%s\r\n%s" % (method, target, head, rest)
 
     def eof_received(self) -> bool:
-        """The client will send no more; answers on their way still go out."""
+        """The client will send no more. Answers that are nearly there still go out; but most clients
+        that end their side have left, so what takes longer is dropped.
+        """
         self._closing = True
+        self._ended = time.monotonic()
         return bool(self._pending)
 
     def pause_writing(self) -> None:
@@ -354,7 +358,8 @@ class Connection(asyncio.Protocol):
         if self._unread_since is not None and now - self._unread_since > peers.send_timeout_s:
             self._transport.abort()
         elif self._pending:
-            return
+            if self._ended is not None and now - self._ended > LINGER_S:
+                self._transport.abort()
         elif self._started is not None and now - self._started > peers.send_timeout_s:
             self._give_up(f"the request was not complete after {peers.send_timeout_s:g} s")
         elif self._started is None and now - self.quiet_since > peers.idle_timeout_s:
