@@ -154,7 +154,10 @@ def test_the_engine_reports_to_nobody(tmp_path: Path) -> None:
     import subprocess
     import sys
 
-    code = "import mserve.runtime.ort as o; o.share_threads(1)"
+    code = (
+        "from mserve.runtime.tiny import doubling; import onnxruntime as o;"
+        "o.InferenceSession(doubling(), providers=['CPUExecutionProvider'])"
+    )
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
     environment.pop("ORT_DISABLE_TELEMETRY", None)
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import builders
 import numpy as np
 import pytest
-from builders import FLOAT, floats, model
+from builders import FLOAT, floats, mlp, model
 from onnx import ModelProto, TensorProto, helper
 
 import mserve
@@ -336,3 +337,19 @@ def test_label_files_are_read_when_a_version_is_loaded(version: Path) -> None:
     builders.overwrite(version / "assets" / "words.txt", b"\xff\xffro\none\n")
     with pytest.raises(ModelRefused, match="a label file cannot be read"):
         mserve.load(version)
+
+
+def test_a_run_has_several_threads_only_where_it_is_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A short run is slower with several; what is long is measured, whatever the size of its weights."""
+    monkeypatch.setattr("mserve.loader.servable.threads_max", lambda: 2)
+    mserve.export(mlp(), tmp_path / "m")
+    with closing(mserve.load(tmp_path / "m")) as short:
+        assert {engine.threads for engine in short._sessions.values()} == {1}
+        expected = short.run(short.example())
+    monkeypatch.setattr("mserve.loader.warm_up.LONG_RUN_NS", 0)
+    with closing(mserve.load(tmp_path / "m")) as long:
+        assert {engine.threads for engine in long._sessions.values()} == {2}
+        for alias, array in long.run(long.example()).items():
+            np.testing.assert_allclose(array, expected[alias], rtol=1e-5)

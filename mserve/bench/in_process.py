@@ -17,7 +17,7 @@ from ..front import Front, Query
 from ..loader.plan import ModelConfig
 from ..loader.reconciler import Model
 from ..loader.servable import Servable, load
-from ..runtime.ort import cpu_budget, share_threads
+from ..runtime.ort import cpu_budget
 from ..tensors import Array, Signature, check_inputs, fill_defaults
 from ..wire import tfs_json
 from .client import Connection, Done
@@ -27,12 +27,11 @@ from .targets import Ask, Target, read_inputs
 
 
 def open_bundle_target(path: Path, ask: Ask) -> Target:
-    """Load a bundle as a server does, in a process of bench's own: its sessions share one thread pool.
+    """Load a bundle as a server does.
 
     Raises what `load` and `bundle_request` raise.
     """
     open_bundle(path)
-    share_threads(cpu_budget())
     servable = load(path)
     return InProcess(servable, *bundle_request(servable, ask))
 

@@ -24,10 +24,11 @@ from ..format import Bundle, open_bundle
 from ..format.golden import Golden, unpack
 from ..format.locks import Lock, acquire
 from ..runtime.engines import Engine, open_engines
+from ..runtime.ort import threads_max
 from ..tensors import DEFAULT_SIGNATURE, Array, Signature, check_inputs, fill_defaults, plain_text
 from ..wire.oip_plan import Plans
 from .cache import local_copy
-from .warm_up import warm_up
+from .warm_up import runs_long, warm_up
 
 
 class State(enum.Enum):
@@ -131,9 +132,9 @@ class Servable:
         self.batching: Batching | None = None
         self.stats = Stats()
         self.plans = Plans()
-        self.private_memory = all(s.private for s in sessions.values())
         graph = bundle.graph
         steady = not graph.functions and not COSTS_BY_VALUE.intersection(graph.operators)
+        self.private_memory = all(s.private for s in sessions.values())
         self.predictable = self.private_memory and steady
         self._lock: Lock | None = None
         self._labels: Mapping[str, Sequence[str]] = {}
@@ -224,6 +225,15 @@ class Servable:
                 raise ModelRefused("a label file cannot be read", where=where, found=error) from error
         self._labels = lines
 
+    def settle_threads(self) -> None:
+        """Give runs several threads where one alone is long at work; no run may be under way."""
+        threads = threads_max()
+        if threads == 1 or any(e.threads != 1 for e in self._sessions.values()) or not runs_long(self):
+            return
+        self._sessions = {}  # or its memory would be needed twice
+        self._sessions = open_engines(self.bundle, threads=threads)
+        runs_long(self)
+
     def close(self) -> None:
         """Free the session and its memory; nothing may be in flight."""
         for engine in self._sessions.values():
@@ -258,6 +268,7 @@ def load(path: str | os.PathLike[str], *, prefetch: bool = False) -> Servable:
     try:
         servable.read_labels()
         warm_up(servable)
+        servable.settle_threads()
     except BaseException:
         servable.close()
         raise

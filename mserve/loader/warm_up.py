@@ -10,6 +10,7 @@ keep its thread for ever.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from .servable import Servable
 
 WARM_UP_S = 60.0
+LONG_RUN_NS = 1_000_000
 SLOW_DISK = 20e6  # bytes a second; the first run may read all weights
 
 
@@ -38,6 +40,21 @@ def warm_up(servable: Servable) -> None:
             with suppress(MserveError):  # made-up inputs may not suit the model, or be too large
                 name, signature = servable.signature()
                 servable.compute(name, servable.made_up(signature), options)
+
+
+def runs_long(servable: Servable) -> bool:
+    """Whether a row of the first signature keeps a thread busy for longer than LONG_RUN_NS.
+
+    Only this thread's own time counts, so that a busy machine does not look like a long run.
+    """
+    with _limited(servable) as options, suppress(MserveError):
+        name = next(iter(servable.signatures))
+        inputs = servable.example(name)
+        servable.compute(name, inputs, options)
+        start = time.thread_time_ns()
+        servable.compute(name, inputs, options)
+        return time.thread_time_ns() - start > LONG_RUN_NS
+    return False
 
 
 @contextmanager

@@ -23,6 +23,10 @@ class Engine(Protocol):
     def private(self) -> bool:
         """Whether the weights lie in private memory, so that a run cannot wait for the disk."""
 
+    @property
+    def threads(self) -> int:
+        """How many threads a run uses; 0 where that cannot be chosen."""
+
     def release(self) -> None:
         """Let go of the weights' pages; called when nothing will run any more."""
 
@@ -33,21 +37,22 @@ class Engine(Protocol):
         """Compute the named tensors from the named inputs. Raises ExecutionFailed."""
 
 
-def open_engines(bundle: Bundle, *, prefetch: bool = False) -> Mapping[str, Engine]:
+def open_engines(bundle: Bundle, *, prefetch: bool = False, threads: int = 0) -> Mapping[str, Engine]:
     """Load a bundle on the CPU: an engine for each signature, all over the same memory.
 
-    `prefetch` reads mapped weights into the page cache before anything else. Raises
+    `prefetch` reads mapped weights into the page cache before anything else; `threads` is how
+    many a run uses, 0 leaves it to the size of the weights. Raises
     ModelRefused, MetaGraphMalformed or FormatUnsupported when the graph cannot be run,
     BundleIncomplete when a shard changes while it is opened, or is not the recorded one.
     """
     weights = open_weights(bundle)
     if prefetch:
         weights.prefetch()
-    return engines_for(bundle.meta, bundle.graph, bundle.metagraph.signatures, weights)
+    return engines_for(bundle.meta, bundle.graph, bundle.metagraph.signatures, weights, threads)
 
 
 def engines_for(
-    model: bytes, graph: Graph, signatures: Mapping[str, Signature], weights: Weights
+    model: bytes, graph: Graph, signatures: Mapping[str, Signature], weights: Weights, threads: int = 0
 ) -> Mapping[str, Engine]:
     """An engine for each signature of a serialised ModelProto, whose walk is `graph`.
 
@@ -55,4 +60,4 @@ def engines_for(
     """
     if table.is_table(graph):
         return dict.fromkeys(signatures, table.open_table(model, graph, weights))
-    return ort.sessions_for(model, graph, signatures, weights)
+    return ort.sessions_for(model, graph, signatures, weights, threads)

@@ -4,10 +4,12 @@ A session is made from the bytes of `export.meta` and from buffers that hold the
 ONNX Runtime uses those buffers in place (see `weights`), so they must outlive the
 session, and the Session object holds both.
 
-Threads: a server calls `share_threads` first, and all its sessions share one pool. In
-other people's processes (a training job that exports) each session has its own, since
-ONNX Runtime's shared pool would forbid every session made outside mserve. Either way
-threads sleep when there is nothing to do.
+Threads: each session has its own, which sleep when there is nothing to do. ONNX Runtime's
+pool that is shared by all sessions cannot be told so from Python: its threads spin for a
+while after each run, and under load they burned a CPU that the event loop needed. It
+would also forbid every session made outside mserve. A short run is slower with several
+threads than with one, so a session begins with one unless its weights say that its runs
+are long; whoever loads it measures, and makes another if need be.
 """
 
 from __future__ import annotations
@@ -25,27 +27,22 @@ from ..format.graph import Graph
 from ..format.prune import Parts
 from ..tensors import DTYPES, SHORT_TYPES, Array, DType, Signature
 from ..wire import protobuf
-from .tiny import doubling
 from .weights import Weights
 
-_pool_threads = 0
+# Weights that every run reads, from which on a run is surely long.
+LONG_RUN_BYTES = 16 << 20
+_threads_max = 0
 
 
-def share_threads(threads: int) -> None:
-    """Make all sessions of this process share one pool of `threads`; before the first session, once.
+def limit_threads(threads: int) -> None:
+    """Let one run of a session that is made from now on use at most so many threads."""
+    global _threads_max
+    _threads_max = max(1, threads)
 
-    A session is made at once, because the pool's threads are started then, with the
-    priority of the thread that does it: not that of one which loads models.
-    """
-    global _pool_threads
-    if _pool_threads == 0:
-        import onnxruntime as ort
 
-        _pool_threads = max(1, threads)
-        ort.set_global_thread_pool_sizes(_pool_threads, 1)
-        options = ort.SessionOptions()
-        options.use_per_session_threads = False
-        ort.InferenceSession(doubling(), options, providers=["CPUExecutionProvider"])
+def threads_max() -> int:
+    """How many threads one run may use at most: all CPUs, where nobody said less."""
+    return _threads_max or cpu_budget()
 
 
 def cpu_budget() -> int:
@@ -66,6 +63,7 @@ class Session:
 
     _session: Any
     _weights: Weights
+    threads: int
     _short: bool = False
 
     @property
@@ -98,12 +96,13 @@ class Session:
 
 
 def sessions_for(
-    model: bytes, graph: Graph, signatures: Mapping[str, Signature], weights: Weights
+    model: bytes, graph: Graph, signatures: Mapping[str, Signature], weights: Weights, threads: int = 0
 ) -> dict[str, Session]:
     """A session for each signature of a serialised ModelProto, whose walk is `graph`.
 
-    Signatures whose outputs have the same ancestors share one, and each session computes
-    nothing that its signatures do not ask for. Raises ModelRefused, MetaGraphMalformed.
+    `threads` is how many a run uses; 0 leaves it to the size of the weights. Signatures whose
+    outputs have the same ancestors share one session, and each session computes nothing that
+    its signatures do not ask for. Raises ModelRefused, MetaGraphMalformed.
     """
     nodes: dict[str, frozenset[int]] = {}
     outputs: dict[frozenset[int], set[str]] = {}
@@ -122,20 +121,20 @@ def sessions_for(
     # Read-ahead around each row of a table that is only looked up would read megabytes for a
     # few hundred bytes. Everything else is read from end to end.
     weights.expect_lookups(graph.weights, tables)
-    sessions = {group: _session(part, weights) for group, part in models.items()}
+    if not threads:
+        dense = sum(weight.length for weight in graph.weights if weight.name not in tables)
+        threads = threads_max() if dense >= LONG_RUN_BYTES else 1
+    sessions = {group: _session(part, weights, threads) for group, part in models.items()}
     return {name: sessions[group] for name, group in nodes.items()}
 
 
-def _session(model: bytes, weights: Weights) -> Session:
+def _session(model: bytes, weights: Weights, threads: int) -> Session:
     """A session over one part of a graph."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    if _pool_threads:
-        options.use_per_session_threads = False
-    else:
-        options.intra_op_num_threads = cpu_budget()
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.use_external_initializer_file_buffers_directly", "1")
     # Only files that the buffers do not cover are looked for here, and ONNX Runtime
     # refuses paths that lead out of it; without it, it would look in the working directory.
@@ -160,7 +159,7 @@ def _session(model: bytes, weights: Weights) -> Session:
             hint="onnxruntime.InferenceSession reports the same for the model file",
         ) from error
     ports = [*session.get_inputs(), *session.get_outputs()]
-    return Session(session, weights, any(port.type in _short_types() for port in ports))
+    return Session(session, weights, threads, any(port.type in _short_types() for port in ports))
 
 
 @cache

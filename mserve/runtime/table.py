@@ -21,7 +21,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, NoReturn, Protocol
+from typing import Any, ClassVar, NoReturn, Protocol
 
 from ..errors import ExecutionFailed, FormatUnsupported, MetaGraphMalformed, ModelRefused
 from ..format.graph import Graph, Weight
@@ -169,6 +169,8 @@ class Table:
     columns: Mapping[str, Column]
     found: str
     weights: Weights
+
+    threads: ClassVar[int] = 0
 
     @property
     def private(self) -> bool:

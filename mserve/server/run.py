@@ -27,7 +27,6 @@ from .. import __version__
 from ..errors import EnvironmentProblem, MserveError, RequestError, printable
 from ..front import Front
 from ..numerics import show_bytes
-from ..runtime.ort import cpu_budget, share_threads
 from ..wire import tfs_json
 from .app import Server
 from .config import Config, changed, tls_files
@@ -54,7 +53,6 @@ def run(watch: ConfigWatch) -> NoReturn:
     """
     begin(watch.config.log)
     _allow_files(2 * watch.config.limits.connections + FILES_RESERVED)  # of each port
-    share_threads(cpu_budget())
     uvloop.run(_serve(watch))
     raise AssertionError("unreachable")
 
