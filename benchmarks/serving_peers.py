@@ -10,13 +10,17 @@ by default.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import onnxruntime as ort
 from serving_grpc import HEADERS, METHOD, framed, infer
 from serving_load import Front, Load, Request, checked, constant_script, free_port, front, h2load, wrk
 from serving_report import Run, interleaved, ratios
@@ -63,7 +67,7 @@ PEERS = {
         as_binary=_raw("/binary"),
     ),
     "MLServer": Peer(
-        ("mlserver",),
+        ("mlserver", "uvloop<0.22"),  # its worker processes do not start with later ones
         lambda python, port: [python.parent / "mlserver", "start", "."],
         Request("/v2/models/mlp/infer", JSON_TYPE, V2),
         {
@@ -150,11 +154,13 @@ def _environment(folder: Path, packages: tuple[str, ...]) -> Path:
 
 
 def _versions(python: Path, packages: tuple[str, ...]) -> str:
-    names = [*(p.partition("[")[0] for p in packages), "onnxruntime"]
+    names = [re.match(r"[\w-]+", package)[0] for package in (*packages, "onnxruntime")]  # type: ignore[index]
     code = (
-        f"from importlib.metadata import version as v; print(*(f'{{n}} {{v(n)}}' for n in {names}), sep=', ')"
+        "import sys, importlib.metadata as m; print(', '.join(n + ' ' + m.version(n) for n in sys.argv[1:]))"
     )
-    return subprocess.run([python, "-c", code], capture_output=True, text=True, check=False).stdout.strip()
+    return subprocess.run(
+        [python, "-c", code, *names], capture_output=True, text=True, check=False
+    ).stdout.strip()
 
 
 def _beside(
@@ -181,10 +187,11 @@ def _beside(
             return None
         return port
 
-    found = {}
+    found: dict[str, list[float]] = {}
     with front(
         server.command(python, port), work / "peer.log", ready, cwd=folder, environment=environment
     ) as running:
+        _agrees(setting, checked(port, server.as_json).partition(b"\r\n\r\n")[2])
         for kind, theirs in _their_runs(setting, server, running, grpc_port).items():
             request = small_requests()[kind]
             script = constant_script(work, kind, request)
@@ -198,6 +205,19 @@ def _beside(
     if server.no_binary:
         setting.report.say(f"{name} has no binary: {server.no_binary}")
     return found
+
+
+def _agrees(setting: Setting, answer: bytes) -> None:
+    """Whatever the form of an answer, its floats are the network's."""
+    want = ort.InferenceSession(mlp_file(setting.work)).run(None, {"images": image()})[0][0]
+    if not np.allclose(_floats(json.loads(answer)), want, rtol=1e-4, atol=1e-6):
+        raise RuntimeError(f"another answer than the network's: {answer[:200]!r}")
+
+
+def _floats(value: Any) -> list[float]:
+    if isinstance(value, dict | list):
+        return [x for part in (value.values() if isinstance(value, dict) else value) for x in _floats(part)]
+    return [value] if isinstance(value, float) else []
 
 
 def _their_runs(setting: Setting, peer: Peer, running: Front, grpc_port: int) -> dict[str, Run]:

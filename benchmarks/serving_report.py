@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import re
@@ -119,7 +120,16 @@ class Report:
         """The same as one JSON document."""
         bars = [{**asdict(bar), "ok": bar.ok} for bar in self.bars]
         whole = {"machine": machine, "bars": bars, "figures": self.figures, "not_run": self.not_run}
-        file.write_text(json.dumps(whole, indent=1))
+        file.write_text(json.dumps(_standard(whole), indent=1))
+
+
+def _standard(value: object) -> object:
+    """The same with null for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _standard(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_standard(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _row(bar: Bar) -> str:

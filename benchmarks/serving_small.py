@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -187,10 +188,15 @@ def _open_p99(setting: Setting, ours: Server, rate: float) -> float:
     if not done.stdout:
         raise RuntimeError(done.stderr)
     told = json.loads(done.stdout)
-    point = told["points"][0] if "points" in told else told
-    verdict, latency = point["verdict"], point["latency"]
-    setting.report.say(f"bench: {verdict['code']} {verdict['reason'] or ''}")
-    return _p99(latency)
+    point = told["reports"][0]
+    verdict, client = point["verdict"], point["client"]
+    setting.report.say(
+        f"bench: verdict {verdict['code']} {verdict['reason'] or ''}; {point['rates']['ok']:,.0f}/s, "
+        f"requests {client['lag_p99_ms']:.2f} ms late (p99), client CPU {client['cpu_share']:.0%}"
+    )
+    if verdict["code"] == "unstable":  # it could not take this rate: latency grew until the end
+        return float("inf")
+    return _p99(point["latency"])
 
 
 def batching(setting: Setting) -> None:
@@ -229,8 +235,7 @@ def _row_gain(model: onnx.ModelProto) -> float:
     return float(16 * best[1] / best[16])
 
 
-def _p99(latency: dict[str, object] | None) -> float:
-    """The value of a distribution as bench prints it; nan where it is not to be quoted."""
-    points = latency["percentiles"] if latency else []
-    found = [p["value_ms"] for p in points if p["p"] in (0.99, 99)]
+def _p99(latency: dict[str, Any] | None) -> float:
+    """The value of a distribution as bench prints it; nan where it says that it means nothing."""
+    found = [p["value_ms"] for p in latency["percentiles"] if p["p"] == 0.99] if latency else []
     return float(found[0]) if found and found[0] is not None else float("nan")

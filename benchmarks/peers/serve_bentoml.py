@@ -14,7 +14,7 @@ class Mlp:
     def __init__(self) -> None:
         self._session = open_model()
 
-    @bentoml.api(batchable=True, max_batch_size=64, max_latency_ms=100)
+    @bentoml.api(batchable=True, max_batch_size=64)
     def predict(self, instances: np.ndarray) -> np.ndarray:
         """One batch."""
         return run(self._session, instances.astype(np.float32))

@@ -1,6 +1,7 @@
-"""LitServe: JSON with dynamic batching; it reads no raw bodies. PEER_FAST=1: its faster queue."""
+"""LitServe: JSON with dynamic batching; it reads no raw bodies. PEER_FAST=1: its faster queue.
 
-from __future__ import annotations
+It looks at annotations while it runs, so they are not postponed here.
+"""
 
 import os
 from typing import Any
