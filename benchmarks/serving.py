@@ -8,7 +8,8 @@ stands beside it. Load comes from wrk and h2load (to be installed), but for the 
 (`mserve bench`) and unique ids over gRPC (serving_blast.py). Client and servers share the
 machine: where the client was the busier side, the line says so, and its rate is the client's.
 
-It is a report: it exits with 0 whatever the figures are. `--seconds 1 --rounds 1` shows that it runs.
+It is a report: it exits with 0 whatever the figures are. All of it takes half an hour, and the first
+run of `peers` some minutes more, for 2 GB of packages; `--seconds 1 --rounds 1` shows that it works.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-from serving_load import Request, checked, constant_script, cycling_script, wrk
-from serving_report import Run, interleaved
+from serving_load import Load, Request, checked, constant_script, cycling_script, wrk
+from serving_report import Run
 from serving_requests import Arrays, binary, candidates, data_file, heavy_models, json_columns
 from serving_small import Setting
 from serving_tools import serving
@@ -42,14 +42,32 @@ def loop(run: Callable[[], object], seconds: float) -> list[float]:
     return times
 
 
+def per_second(run: Callable[[], object], rows: float, seconds: float) -> float:
+    """Rows a second of calls that take so many rows each."""
+    times = loop(run, seconds)
+    return rows * len(times) / sum(times)
+
+
+def in_turn(setting: Setting, alone: Callable[[float], float], served: Run) -> tuple[list[float], list[Load]]:
+    """A figure of this process and one of the server, round by round, every other round the server first."""
+    served(1.0)
+    figures, loads = [], []
+    for i in range(setting.rounds):
+        for mine in (True, False) if i % 2 == 0 else (False, True):
+            if mine:
+                figures.append(alone(setting.seconds))
+            else:
+                loads.append(served(setting.seconds))
+    return figures, loads
+
+
 def best_batch(session: ort.InferenceSession, x: Arrays, seconds: float) -> tuple[int, dict[int, float]]:
     """The batch size with the most rows a second, and all of them."""
     found = {}
     for rows in SIZES:
         feeds = {name: np.repeat(values, rows, axis=0) for name, values in x.items()}
         session.run(None, feeds)
-        times = loop(partial(session.run, None, feeds), seconds)
-        found[rows] = rows * len(times) / sum(times)
+        found[rows] = per_second(partial(session.run, None, feeds), rows, seconds)
     return max(found, key=found.__getitem__), found
 
 
@@ -86,12 +104,12 @@ def _saturation(setting: Setting, model: Model, server: tuple[int, int], script:
     widest = max(tries, key=tries.__getitem__)
     report.say(f"{name}: served " + ", ".join(f"{r:,.0f}/s by {c} connections" for c, r in tries.items()))
     feeds = {key: np.repeat(values, rows, axis=0) for key, values in x.items()}
-    shares, loads, alone = [], [], []
-    for _ in range(setting.rounds):
-        times = loop(partial(session.run, None, feeds), setting.seconds)
-        alone.append(rows * len(times) / sum(times))
-        loads.append(wrk(*server, script, widest, setting.seconds))
-        shares.append(loads[-1].rate / alone[-1])
+    alone, loads = in_turn(
+        setting,
+        partial(per_second, partial(session.run, None, feeds), rows),
+        partial(wrk, *server, script, widest),
+    )
+    shares = [load.rate / rate for load, rate in zip(loads, alone, strict=True)]
     report.loads(f"{name} c{widest} served", loads)
     report.figure(f"{name}: in process, batches of {rows}", alone, "rows/s")
     report.bar(f"{name}: served / in process, rows a second", shares, ">=", SHARE)
@@ -99,11 +117,12 @@ def _saturation(setting: Setting, model: Model, server: tuple[int, int], script:
 
 def _added(setting: Setting, model: Model, server: tuple[int, int], script: Path) -> None:
     report, (name, session, x) = setting.report, model
-    added, bare = [], []
-    for _ in range(setting.rounds):
-        bare.append(1e3 * statistics.median(loop(partial(session.run, None, dict(x)), setting.seconds)))
-        load = wrk(*server, script, 1, setting.seconds)
-        added.append(load.p50_ms - bare[-1])
+
+    def once(seconds: float) -> float:
+        return 1e3 * statistics.median(loop(partial(session.run, None, dict(x)), seconds))
+
+    bare, loads = in_turn(setting, once, partial(wrk, *server, script, 1))
+    added = [load.p50_ms - ms for load, ms in zip(loads, bare, strict=True)]
     report.figure(f"{name}: session.run alone, median", bare, "ms")
     report.bar(f"{name}: ms added to that at one connection", added, "<=", ADDED_MS)
 
@@ -149,11 +168,7 @@ def _rank(
         for x in feeds:
             session.run(None, x)
 
-    rates, loads = [], []
-    for _ in range(setting.rounds):
-        times = loop(each, setting.seconds)
-        rates.append(mean * len(feeds) * len(times) / sum(times))
-        loads += interleaved({"served": load}, 1, setting.seconds)["served"]
+    rates, loads = in_turn(setting, partial(per_second, each, mean * len(feeds)), load)
     report.loads(f"{kind} c8, rows", loads, rows=mean)
     report.figure("in process, the same requests one after another", rates, "rows/s")
     shares = [found.rate * mean / rate for found, rate in zip(loads, rates, strict=True)]

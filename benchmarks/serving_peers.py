@@ -13,7 +13,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -44,6 +44,7 @@ class Peer:
     command: Callable[[Path, int], list[str | Path]]
     as_json: Request
     variants: Mapping[str, Mapping[str, str]]
+    settings: str
     as_binary: Request | None = None
     no_binary: str = ""
     over_grpc: bool = False
@@ -64,6 +65,7 @@ PEERS = {
         _script("serve_mosec.py", "--address", "127.0.0.1", "--port", "{port}"),
         Request("/json", JSON_TYPE, INSTANCES),
         {"1 worker, its default": {}},
+        "max_batch_size=64, max_wait_time=1",
         as_binary=_raw("/binary"),
     ),
     "MLServer": Peer(
@@ -74,6 +76,7 @@ PEERS = {
             "1 worker process, its default": {"MLSERVER_PARALLEL_WORKERS": "1"},
             "no worker process": {"MLSERVER_PARALLEL_WORKERS": "0"},
         },
+        "debug off, max_batch_size 64, max_batch_time 0.001",
         over_grpc=True,
         environment={"MLSERVER_DEBUG": "false", "MLSERVER_HOST": "127.0.0.1"},
     ),
@@ -82,6 +85,7 @@ PEERS = {
         _script("serve_litserve.py"),
         Request("/predict", JSON_TYPE, INSTANCES),
         {"1 worker, its default": {}, "1 worker, fast_queue": {"PEER_FAST": "1"}},
+        "max_batch_size=64, batch_timeout=0.001, also its queue for high loads",
         no_binary="it reads no raw bodies",
     ),
     "BentoML": Peer(
@@ -89,6 +93,7 @@ PEERS = {
         lambda python, port: [python.parent / "bentoml", "serve", "serve_bentoml:Mlp", "--port", str(port)],
         Request("/predict", JSON_TYPE, INSTANCES),
         {"1 worker, its default": {}},
+        "bentoml serve (production), batchable, max_batch_size=64, its adaptive delay",
         no_binary="only pickles of its own client",
         environment={"BENTOML_DO_NOT_TRACK": "true", "BENTOML_HOST": "127.0.0.1"},
     ),
@@ -100,6 +105,7 @@ PEERS = {
             "1 replica, its default": {},
             "1 replica, RAY_SERVE_THROUGHPUT_OPTIMIZED": {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"},
         },
+        "serve.batch of 64 and 1 ms, max_ongoing_requests=256, also its throughput settings",
         as_binary=_raw("/binary"),
         environment={"RAY_USAGE_STATS_ENABLED": "0"},
     ),
@@ -121,7 +127,7 @@ def peers(setting: Setting) -> None:
             except RuntimeError as error:
                 report.skip(name, f"does not install: {error}")
                 continue
-            report.say(f"{name}: {_versions(python, peer.packages)}; batches of 64, 1 ms")
+            report.say(f"{name}: {_versions(python, peer.packages)}; {peer.settings}")
             for variant, extra in peer.variants.items():
                 try:
                     found = _beside(setting, ours, (name, peer), python, (variant, extra))
@@ -191,7 +197,7 @@ def _beside(
     with front(
         server.command(python, port), work / "peer.log", ready, cwd=folder, environment=environment
     ) as running:
-        _agrees(setting, checked(port, server.as_json).partition(b"\r\n\r\n")[2])
+        _agrees(setting, _floats(json.loads(_body(checked(port, server.as_json)))))
         for kind, theirs in _their_runs(setting, server, running, grpc_port).items():
             request = small_requests()[kind]
             script = constant_script(work, kind, request)
@@ -207,11 +213,15 @@ def _beside(
     return found
 
 
-def _agrees(setting: Setting, answer: bytes) -> None:
-    """Whatever the form of an answer, its floats are the network's."""
+def _agrees(setting: Setting, got: Sequence[float] | np.ndarray) -> None:
+    """The network's answer, whatever form it came in."""
     want = ort.InferenceSession(mlp_file(setting.work)).run(None, {"images": image()})[0][0]
-    if not np.allclose(_floats(json.loads(answer)), want, rtol=1e-4, atol=1e-6):
-        raise RuntimeError(f"another answer than the network's: {answer[:200]!r}")
+    if len(got) != len(want) or not np.allclose(got, want, rtol=1e-4, atol=1e-6):
+        raise RuntimeError(f"another answer than the network's: {got}")
+
+
+def _body(answer: bytes) -> bytes:
+    return answer.partition(b"\r\n\r\n")[2]
 
 
 def _floats(value: Any) -> list[float]:
@@ -225,7 +235,7 @@ def _their_runs(setting: Setting, peer: Peer, running: Front, grpc_port: int) ->
     script = constant_script(work, "peer-json", peer.as_json)
     runs: dict[str, Run] = {"JSON": partial(wrk, running.pid, running.port, script, CONNECTIONS)}
     if peer.as_binary is not None:
-        checked(running.port, peer.as_binary)
+        _agrees(setting, np.frombuffer(_body(checked(running.port, peer.as_binary)), np.float32))
         script = constant_script(work, "peer-binary", peer.as_binary)
         runs["binary"] = partial(wrk, running.pid, running.port, script, CONNECTIONS)
     if peer.over_grpc:
