@@ -91,7 +91,7 @@ class Link:
     def ask(self, requests: int) -> None:
         """Send so many more, or as many as the connection's window has room for; the rest later."""
         self._owed += requests
-        size, out = len(self._message), []
+        size, out = len(self._message), list[bytes]()
         while self._owed and self._window >= size:
             n = 0 if self._numbers is None else next(self._numbers)
             block = (self._repeated if self._stream > 1 else self._first) + ids(n)
@@ -106,7 +106,7 @@ class Link:
 
     def receive(self) -> int:
         """Read what is there; how many answers it ended."""
-        chunk = self.socket.recv(1 << 18)
+        chunk = self.socket.recv(1 << 15)
         if not chunk:
             raise RuntimeError("the server hung up")
         data, at, ended = self._rest + chunk, 0, 0

@@ -83,17 +83,26 @@ def family(pid: int) -> dict[int, float]:
     return {p: spent[p] for p in members}
 
 
-def measured(pid: int, command: Sequence[str | Path]) -> tuple[str, float, float]:
+def measured(pid: int, command: Sequence[object]) -> tuple[str, float, float]:
     """Run a client; what it printed, and the CPU seconds that it and the server (a family) took."""
     before, own = family(pid), resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
     now = resource.getrusage(resource.RUSAGE_CHILDREN)
     after = family(pid)
     if done.returncode:
         raise RuntimeError(f"{command[0]} failed: {done.stdout}{done.stderr}")
     client = now.ru_utime + now.ru_stime - own.ru_utime - own.ru_stime
     server = sum(spent - before.get(p, 0.0) for p, spent in after.items())
+    settle(pid)
     return done.stdout, client, server
+
+
+def settle(pid: int) -> None:
+    """Wait until a server has done what the client left behind, so that the next run has the machine."""
+    limit, last = time.monotonic() + 3, -1.0
+    while time.monotonic() < limit and (now := sum(family(pid).values())) - last > 2.5 / TICKS:
+        last = now
+        time.sleep(0.1)
 
 
 _REPORT = """
@@ -239,7 +248,7 @@ class Front:
 
 @contextmanager
 def front(
-    command: Sequence[str | Path],
+    command: Sequence[object],
     log: Path,
     ready: Callable[[str], int | None],
     *,
@@ -249,7 +258,9 @@ def front(
     """A server process, ready when `ready(its log)` gives a port; stopped with all that it started."""
     whole = {**os.environ, **(environment or {}), "PYTHONUNBUFFERED": "1"}
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, cwd=cwd, env=whole)
+        process = subprocess.Popen(
+            [str(part) for part in command], stdout=out, stderr=out, cwd=cwd, env=whole
+        )
     try:
         yield Front(process.pid, _wait_for(process, log, ready))
     finally:

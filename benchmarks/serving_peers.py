@@ -41,7 +41,7 @@ class Peer:
     """A server: packages, how it is started (python, port), requests, what is special about it."""
 
     packages: tuple[str, ...]
-    command: Callable[[Path, int], list[str | Path]]
+    command: Callable[[Path, int], list[object]]
     as_json: Request
     variants: Mapping[str, Mapping[str, str]]
     settings: str
@@ -51,7 +51,7 @@ class Peer:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def _script(name: str, *flags: str) -> Callable[[Path, int], list[str | Path]]:
+def _script(name: str, *flags: str) -> Callable[[Path, int], list[object]]:
     return lambda python, port: [python, HERE / "peers" / name, *(f.format(port=port) for f in flags)]
 
 
@@ -152,7 +152,7 @@ def _environment(folder: Path, packages: tuple[str, ...]) -> Path:
         [sys.executable, "-m", "venv", "--clear", folder],
         [*install, *packages, "numpy", "onnxruntime"],
     ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(done.stderr.strip()[-300:])
     (folder / "complete").touch()
@@ -201,7 +201,10 @@ def _beside(
         for kind, theirs in _their_runs(setting, server, running, grpc_port).items():
             request = small_requests()[kind]
             script = constant_script(work, kind, request)
-            arms = {"mserve": partial(wrk, ours.process.pid, ours.port, script, CONNECTIONS), name: theirs}
+            arms: dict[str, Run] = {
+                "mserve": partial(wrk, ours.process.pid, ours.port, script, CONNECTIONS),
+                name: theirs,
+            }
             loads = interleaved(arms, setting.rounds, setting.seconds)
             for arm, got in loads.items():
                 setting.report.loads(f"{kind} {arm}" + (f", {label}" if arm == name else ""), got)
