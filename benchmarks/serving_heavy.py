@@ -62,12 +62,13 @@ def in_turn(setting: Setting, alone: Callable[[float], float], served: Run) -> t
 
 
 def best_batch(session: ort.InferenceSession, x: Arrays, seconds: float) -> tuple[int, dict[int, float]]:
-    """The batch size with the most rows a second, and all of them."""
-    found = {}
-    for rows in SIZES:
+    """The batch size with the most rows a second, and all of them, each the better of two."""
+    found: dict[int, float] = {}
+    for rows in SIZES * 2:
         feeds = {name: np.repeat(values, rows, axis=0) for name, values in x.items()}
         session.run(None, feeds)
-        found[rows] = per_second(partial(session.run, None, feeds), rows, seconds)
+        rate = per_second(partial(session.run, None, feeds), rows, seconds)
+        found[rows] = max(rate, found.get(rows, 0.0))
     return max(found, key=found.__getitem__), found
 
 
@@ -100,7 +101,7 @@ def _saturation(setting: Setting, model: Model, server: tuple[int, int], script:
     report, (name, session, x) = setting.report, model
     rows, found = best_batch(session, x, max(0.5, setting.seconds / 2))
     report.say(f"{name}: in process " + ", ".join(f"{r:,.0f}/s by {n}" for n, r in found.items()))
-    tries = {c: wrk(*server, script, c, setting.seconds).rate for c in CONNECTIONS}
+    tries = {c: max(wrk(*server, script, c, setting.seconds).rate for _ in range(2)) for c in CONNECTIONS}
     widest = max(tries, key=tries.__getitem__)
     report.say(f"{name}: served " + ", ".join(f"{r:,.0f}/s by {c} connections" for c, r in tries.items()))
     feeds = {key: np.repeat(values, rows, axis=0) for key, values in x.items()}
