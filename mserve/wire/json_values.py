@@ -73,7 +73,8 @@ def to_array(value: Any, spec: TensorSpec, alias: str, *, booleans: bool = True)
         return np.empty(shape, DTYPES[spec.dtype].to_numpy())
     if spec.dtype == "string":
         array = np.empty(len(leaves), object)
-        array[:] = [_text(leaf, alias) for leaf in leaves]
+        plain = set(map(type, leaves)) == {str}
+        array[:] = leaves if plain else [_text(leaf, alias) for leaf in leaves]
         return array.reshape(shape)
     return _numbers(leaves, spec, alias).reshape(shape)
 

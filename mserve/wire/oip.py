@@ -49,6 +49,8 @@ RESERVED = "triton_"
 # The one reserved parameter that a client of Triton's sends by itself.
 _EXEMPT = "triton_enable_empty_final_response"
 
+_LENGTH = struct.Struct("<I")
+
 Buffer = bytes | bytearray | memoryview
 
 
@@ -239,15 +241,17 @@ def _words(raw: Buffer, count: int, name: str) -> Array:
         raise RequestError(
             f"input {name!r} has too few bytes", expected=f"{count} lengths of 4 bytes", found=len(raw)
         )
+    data, length_at = bytes(raw), _LENGTH.unpack_from
+    # Where all of it is ASCII, the lengths too, it is read at once and cut.
+    whole = data.decode("ascii") if data.isascii() else ""
     words: list[str] = []
-    at = 0
-    for _ in range(count):
-        end = at + 4
-        if end <= len(raw):
-            end += struct.unpack_from("<I", raw, at)[0]
-        if end > len(raw) or at + 4 > len(raw):
+    at, last = 0, len(data) - 4
+    while len(words) < count:
+        start = at + 4
+        end = start + length_at(data, at)[0] if at <= last else last + 5
+        if end > len(data):
             raise RequestError(f"input {name!r} ends inside element {len(words)}", found=f"{len(raw)} bytes")
-        words.append(text(raw[at + 4 : end], name))
+        words.append(whole[start:end] if whole else text(data[start:end], name))
         at = end
     if at != len(raw):
         raise RequestError(
