@@ -271,7 +271,7 @@ def _port(alias: str, spec: TensorSpec, skip: int) -> dict[str, Any]:
     datatype = datatype_name(spec.dtype)
     kind = _TYPES.get(datatype, datatype if datatype in DATATYPES else "INVALID")
     port: dict[str, Any] = {"name": alias, "data_type": f"TYPE_{kind}", "dims": _sizes(spec)[skip:]}
-    if spec.default is not None:
+    if spec.optional:
         port["optional"] = True
     if spec.labels:
         port["label_filename"] = spec.labels
