@@ -26,6 +26,8 @@ MS = 1_000_000
 class Model:
     """Stands for a servable, of which the batcher only asks this."""
 
+    in_flight = 0
+
     def __init__(self, batching: Batching | None = None) -> None:
         self.batching = batching
         self.signatures = {"s": SIGNATURE}

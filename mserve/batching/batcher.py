@@ -257,6 +257,7 @@ class Batcher:
                     queue.entries = deque(e for e in queue.entries if id(e) not in lost)
                     removed += found
                     _left(flow, queue, len(found), sum(e.rows for e in found), sum(e.nbytes for e in found))
+                    queue.deadline_ns = _first_deadline(queue)
                     if not queue.entries:
                         flow.turns.remove(queue)
             if not flow.turns:
@@ -326,7 +327,7 @@ class Batcher:
             if not flow.turns:
                 self._active.remove(flow)
         elif batching.delay_ns and queue.rows < batching.max_batch_rows:
-            queue.deadline_ns = min((e.deadline_ns for e in queue.entries if e.deadline_ns), default=NEVER_NS)
+            queue.deadline_ns = _first_deadline(queue)
         live = [e for e in entries if not e.cancelled and (e.deadline_ns > now_ns or not e.deadline_ns)]
         if len(live) != len(entries):
             kept = set(map(id, live))
@@ -364,6 +365,10 @@ def _left(flow: _Flow, queue: _Queue, requests: int, rows: int, nbytes: int) -> 
     flow.requests -= requests
     flow.rows -= rows
     flow.nbytes -= nbytes
+
+
+def _first_deadline(queue: _Queue) -> int:
+    return min((e.deadline_ns for e in queue.entries if e.deadline_ns), default=NEVER_NS)
 
 
 def _padded(rows: int, batching: Batching) -> int:
