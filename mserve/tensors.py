@@ -275,13 +275,12 @@ def pad_problems(inputs: Mapping[str, TensorSpec]) -> Iterator[tuple[str, str]]:
     for alias, spec in inputs.items():
         axes = [i for i, dim in enumerate(spec.shape or ()) if dim in padded]
         if axes != ([] if spec.pad is None else [spec.pad.axis]):
-            yield (
-                alias,
-                f"of {show_shape(spec.shape)} exactly the axes with a padded symbol are padded, one an input",
-            )
+            names = ", ".join(map(repr, padded))
+            yield alias, f"axes called {names} are padded wherever they stand, one an input"
         source = inputs.get(spec.length_of)
-        if spec.length_of and (source is None or source.pad is None or len(spec.shape or ()) != 1):
-            yield alias, "length_of names a padded input, and the input has the shape [batch]"
+        numbers = "int" in spec.dtype and len(spec.shape or ()) == 1
+        if spec.length_of and not (numbers and source is not None and source.pad is not None):
+            yield alias, "length_of names a padded input, and the input is of integers, [batch]"
 
 
 def _fits(value: Value, dtype: str) -> bool:

@@ -156,7 +156,8 @@ class History:
         assert (batch.reason == "due") <= (gone > 0 or waited >= batching.delay_ns > 0)
         if batch.reason == "deadline" and not gone:
             stats = head.servable.stats
-            run = batch.times[(batch.rows + batch.padding).bit_length()]
+            bits = (batch.rows + batch.padding).bit_length()
+            run = batch.times[bits] or max(batch.times[:bits])
             run = run or (stats.run_ns / stats.batches if stats.batches else 0)
             first = min(e.deadline_ns for e in same if e.deadline_ns)
             assert first - self.now <= run * DEADLINE_SLACK + DEADLINE_SLACK_NS + 1

@@ -9,7 +9,7 @@ counts as full.
 
 Which servable is next: the one that was given the least run time so far. Each run is
 charged when it starts, as far as its time can be predicted, and corrected when it ends
-(`ran`). A servable that was idle starts with the least that any busy one has, so that
+(`ran`). A servable that was idle starts level with the one that was last chosen, so that
 nobody saves time up. So a slow model gets its share of the time and not of the turns,
 and a fast one beside it runs many batches meanwhile. The queues of one servable take turns.
 """
@@ -19,26 +19,23 @@ from __future__ import annotations
 import weakref
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
 
 from ..errors import Overloaded
 from ..loader.servable import Batching, Servable
 from .entry import Batch, Entry, Reply
-from .form import MUCH_TEXT, Form, text_bytes
+from .form import MUCH_TEXT, text_bytes
+from .queues import NEVER_NS, Backlog, Flow, Queue, expected_ns, first_deadline, left
 
 __all__ = ["Backlog", "Batch", "Batcher", "Entry", "Limits", "Reply"]
 
-NEVER_NS = 1 << 63
 # A run takes longer than predicted, a timer goes off late.
-DEADLINE_SLACK_NS, DEADLINE_SLACK = 1_000_000, 1.25
+DEADLINE_SLACK_NS, DEADLINE_SLACK = 5_000_000, 1.25
 # What a run is charged of which nothing is known yet.
 UNKNOWN_RUN_NS = 1_000_000
-SIZES_MAX = 1 << 10
-QUEUES_KEPT = 64
-ROW_BITS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,61 +44,6 @@ class Limits(Batching):
 
     max_queue_rows: int = 8192
     max_queue_bytes: int = 1 << 28
-
-
-@dataclass(slots=True)
-class Backlog:
-    """What waits for one servable."""
-
-    rows: int = 0
-    requests: int = 0
-    nbytes: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class _Queue:
-    """Entries that may run together. `times`: nanoseconds by bit length of the rows, 0 if unknown."""
-
-    form: Form
-    times: list[float]
-    row_bytes: int
-    alone: bool
-    entries: deque[Entry] = field(default_factory=deque)
-    rows: int = 0
-    nbytes: int = 0
-    deadline_ns: int = NEVER_NS
-
-
-@dataclass(slots=True, eq=False)
-class _Flow(Backlog):
-    """What is known of one servable, for as long as it lives; `turns` are its queues that are not empty."""
-
-    used_ns: float = 0.0
-    turns: deque[_Queue] = field(default_factory=deque)
-    queues: dict[Hashable, _Queue] = field(default_factory=dict)
-    queues_kept: int = QUEUES_KEPT
-    forms: dict[str, Form] = field(default_factory=dict)
-    curve: dict[Hashable, list[float]] = field(default_factory=dict)
-    alive: weakref.ref[Servable] | None = None
-
-    def form(self, entry: Entry) -> Form:
-        """The form of an entry's signature, worked out at its first request."""
-        form = Form(entry.signature, entry.servable.signatures[entry.signature])
-        self.forms[entry.signature] = form
-        return form
-
-    def queue(self, key: Hashable, form: Form, entry: Entry) -> _Queue:
-        """A new queue. Empty ones are kept for the next request, up to some number."""
-        if len(self.queues) >= self.queues_kept:
-            self.queues = {k: q for k, q in self.queues.items() if q.entries}
-            self.queues_kept = max(QUEUES_KEPT, 2 * len(self.queues))
-        if len(self.curve) >= SIZES_MAX:
-            self.curve.clear()
-        # Times depend on sizes, each to the next power of two; sizes that only clients know are many.
-        bits = tuple(size.bit_length() for shape in form.shapes(entry) for size in shape)
-        times = self.curve.setdefault((entry.signature, entry.alone, bits), [0.0] * ROW_BITS)
-        queue = self.queues[key] = _Queue(form, times, form.row_bytes(entry), entry.alone)
-        return queue
 
 
 _used = attrgetter("used_ns")
@@ -118,8 +60,8 @@ class Batcher:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.gone: list[Entry] = []
-        self._flows: dict[int, _Flow] = {}
-        self._active: list[_Flow] = []
+        self._flows: dict[int, Flow] = {}
+        self._active: list[Flow] = []
         self._clock_ns = 0.0
         self._numbers = 0
 
@@ -146,7 +88,7 @@ class Batcher:
         self._check_room(flow)
         return flow.rows
 
-    def _check_room(self, flow: _Flow) -> None:
+    def _check_room(self, flow: Flow) -> None:
         limits = self.limits
         if max(flow.rows, flow.requests) < limits.max_queue_rows and flow.nbytes < limits.max_queue_bytes:
             return
@@ -165,7 +107,7 @@ class Batcher:
         servable = entry.servable
         flow = self._flows.get(id(servable))
         if flow is None:
-            flow = self._flows[id(servable)] = _Flow()
+            flow = self._flows[id(servable)] = Flow()
             # When the servable goes, so does what is known of it.
             flow.alive = weakref.ref(servable, partial(self._flows.pop, id(servable)))
         elif flow.requests:
@@ -177,7 +119,7 @@ class Batcher:
             for part in entry.parts(most):
                 self._put(flow, part)
 
-    def _put(self, flow: _Flow, entry: Entry) -> None:
+    def _put(self, flow: Flow, entry: Entry) -> None:
         form = flow.forms.get(entry.signature) or flow.form(entry)
         key = form.key(entry)
         queue = flow.queues.get(key) or flow.queue(key, form, entry)
@@ -256,8 +198,8 @@ class Batcher:
                     lost = set(map(id, found))
                     queue.entries = deque(e for e in queue.entries if id(e) not in lost)
                     removed += found
-                    _left(flow, queue, len(found), sum(e.rows for e in found), sum(e.nbytes for e in found))
-                    queue.deadline_ns = _first_deadline(queue)
+                    left(flow, queue, len(found), sum(e.rows for e in found), sum(e.nbytes for e in found))
+                    queue.deadline_ns = first_deadline(queue)
                     if not queue.entries:
                         flow.turns.remove(queue)
             if not flow.turns:
@@ -271,7 +213,7 @@ class Batcher:
         halves = [batch.entries[:middle], batch.entries[middle:]]
         return [self._batch("bisect", part, batch, batching) for part in halves]
 
-    def _batch(self, reason: str, entries: list[Entry], like: _Queue | Batch, batching: Batching) -> Batch:
+    def _batch(self, reason: str, entries: list[Entry], like: Queue | Batch, batching: Batching) -> Batch:
         rows = 0
         for entry in entries:
             rows += entry.rows
@@ -279,10 +221,10 @@ class Batcher:
         self._numbers += 1
         return Batch(self._numbers, reason, entries, rows, padding, like.form, like.times)
 
-    def _batching(self, queue: _Queue) -> Batching:
+    def _batching(self, queue: Queue) -> Batching:
         return queue.entries[0].servable.batching or self.limits
 
-    def _closes(self, queue: _Queue, now_ns: int) -> tuple[str, int]:
+    def _closes(self, queue: Queue, now_ns: int) -> tuple[str, int]:
         """Why the head batch of a queue closes now, and the rows it has at most; "" if it does not."""
         batching = self._batching(queue)
         most = batching.max_batch_rows
@@ -298,7 +240,7 @@ class Batcher:
             return "due", most
         return ("deadline" if now_ns >= self._due(queue) else ""), most
 
-    def _due(self, queue: _Queue) -> int:
+    def _due(self, queue: Queue) -> int:
         """When a queue's head batch closes if nothing more comes."""
         head, batching = queue.entries[0], self._batching(queue)
         if queue.alone or batching.delay_ns == 0:
@@ -306,10 +248,10 @@ class Batcher:
         due = head.arrived_ns + batching.delay_ns
         if queue.deadline_ns == NEVER_NS:
             return due
-        run = _run_ns(queue.times, _padded(queue.rows, batching), head.servable) * DEADLINE_SLACK
+        run = expected_ns(queue.times, _padded(queue.rows, batching), head.servable) * DEADLINE_SLACK
         return min(due, queue.deadline_ns - int(run) - DEADLINE_SLACK_NS)
 
-    def _is_short(self, queue: _Queue, rows: int, room_ns: float) -> bool:
+    def _is_short(self, queue: Queue, rows: int, room_ns: float) -> bool:
         """Whether a run is predicted to be short enough; what cannot be predicted is not."""
         head = queue.entries[0]
         if not head.servable.predictable or (queue.form.text and queue.nbytes > MUCH_TEXT):
@@ -317,7 +259,7 @@ class Batcher:
         size = rows if queue.alone else _padded(rows, self._batching(queue))
         return 0 < queue.times[size.bit_length()] <= room_ns
 
-    def _take(self, flow: _Flow, queue: _Queue, reason: str, most: int, now_ns: int) -> Batch | None:
+    def _take(self, flow: Flow, queue: Queue, reason: str, most: int, now_ns: int) -> Batch | None:
         """The head batch of a queue, without what is gone; None where all of it is."""
         head, batching = queue.entries[0], self._batching(queue)
         entries = self._head(flow, queue, most)
@@ -327,7 +269,7 @@ class Batcher:
             if not flow.turns:
                 self._active.remove(flow)
         elif batching.delay_ns and queue.rows < batching.max_batch_rows:
-            queue.deadline_ns = _first_deadline(queue)
+            queue.deadline_ns = first_deadline(queue)
         live = [e for e in entries if not e.cancelled and (e.deadline_ns > now_ns or not e.deadline_ns)]
         if len(live) != len(entries):
             kept = set(map(id, live))
@@ -335,13 +277,13 @@ class Batcher:
             if not live:
                 return None
         batch = self._batch(reason, live, queue, batching)
-        charge = _run_ns(batch.times, batch.rows + batch.padding, head.servable) or UNKNOWN_RUN_NS
+        charge = expected_ns(batch.times, batch.rows + batch.padding, head.servable) or UNKNOWN_RUN_NS
         self._clock_ns = max(self._clock_ns, flow.used_ns)
         flow.used_ns += charge
         batch.charged_ns = charge
         return batch
 
-    def _head(self, flow: _Flow, queue: _Queue, most: int) -> list[Entry]:
+    def _head(self, flow: Flow, queue: Queue, most: int) -> list[Entry]:
         """Take as many entries from a queue as fit into so many rows, at least one."""
         waiting = queue.entries
         if queue.rows <= most and not queue.alone:
@@ -354,21 +296,8 @@ class Batcher:
                 entry = waiting.popleft()
                 rows, nbytes = rows + entry.rows, nbytes + entry.nbytes
                 entries.append(entry)
-        _left(flow, queue, len(entries), rows, nbytes)
+        left(flow, queue, len(entries), rows, nbytes)
         return entries
-
-
-def _left(flow: _Flow, queue: _Queue, requests: int, rows: int, nbytes: int) -> None:
-    """Count entries that no longer wait."""
-    queue.rows -= rows
-    queue.nbytes -= nbytes
-    flow.requests -= requests
-    flow.rows -= rows
-    flow.nbytes -= nbytes
-
-
-def _first_deadline(queue: _Queue) -> int:
-    return min((e.deadline_ns for e in queue.entries if e.deadline_ns), default=NEVER_NS)
 
 
 def _padded(rows: int, batching: Batching) -> int:
@@ -377,9 +306,3 @@ def _padded(rows: int, batching: Batching) -> int:
     if not allowed or rows >= allowed[-1]:
         return rows
     return allowed[bisect_left(allowed, rows)]
-
-
-def _run_ns(times: list[float], rows: int, servable: Servable) -> float:
-    """How long a run of so many rows will take: what was learned of its size, or the mean of all, or 0."""
-    stats = servable.stats
-    return times[rows.bit_length()] or (stats.run_ns / stats.batches if stats.batches else 0.0)

@@ -50,6 +50,7 @@ class Executor:
         self._loop = asyncio.get_running_loop()
         self._pumping = False
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_ns = 0
         self._sweeper: asyncio.TimerHandle | None = None
         self._free = workers
         self._running: set[Batch] = set()
@@ -149,12 +150,16 @@ class Executor:
         self._work_queue.put(batch)
 
     def _come_back(self, *, spent: bool) -> None:
-        """Pump again when the oldest batch is due, or next tick if only this tick's budget held it back."""
+        """Pump again when the first batch is due, or next tick if only this tick's budget held it back."""
         due = self.batcher.due_at_ns()
-        if due is None or self._timer is not None or not (self._free > 0 or spent):
+        if due is None or not (self._free > 0 or spent):
             return
-        delay = max(0, due - time.monotonic_ns()) / 1e9
-        self._timer = self._loop.call_later(delay, self._on_timer)
+        if self._timer is not None:
+            if self._timer_ns <= due:
+                return
+            self._timer.cancel()
+        self._timer_ns = due
+        self._timer = self._loop.call_later(max(0, due - time.monotonic_ns()) / 1e9, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None

@@ -285,6 +285,8 @@ def _settled(
     for name, signature in proposed.items():
         chosen[name], sizes[name], note = signatures.settle_batch_axis(signature, _runner(engines[name]))
         notes += [f"{name}: {note}"] if note else []
+        if chosen[name].batch_axis is None and any(s.pad for s in signature.inputs.values()):
+            notes.append(f"{name}: requests run alone, so that nothing is padded")
     return chosen, sizes, notes
 
 
