@@ -7,6 +7,10 @@ batches that are surely shorter than a hand-over to a thread: a predicted time o
 most INLINE_RUN_NS, weights in private memory (a mapped page might have to come from the
 disk), and at most INLINE_TICK_NS in one tick, so that sockets are served in between.
 
+Worker threads need the interpreter's lock when a run ends. A loop that always has
+something to do hands it over every 5 ms at best, so while a run is outstanding the loop
+lets go of it in passing, and from a timer for when no requests come through here.
+
 A batch that fails is split in halves until the requests that fail are alone with their
 error; their neighbours get their answers.
 """
@@ -33,6 +37,7 @@ INLINE_RUN_NS = 150_000
 INLINE_TICK_NS = 500_000
 RETRY_AFTER_MAX_S = 60
 SWEEP_S = 0.05
+MAKE_WAY_NS, GUARD_S = 200_000, 0.001
 
 Observer = Callable[[Batch, int, MserveError | None], None]
 
@@ -52,6 +57,8 @@ class Executor:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ns = 0
         self._sweeper: asyncio.TimerHandle | None = None
+        self._guard: asyncio.TimerHandle | None = None
+        self._made_way_ns = 0
         self._free = workers
         self._running: set[Batch] = set()
         self._work_queue: SimpleQueue[Batch | None] = SimpleQueue()
@@ -112,7 +119,7 @@ class Executor:
             self._work_queue.put(None)
         for thread in self._threads:
             thread.join(timeout=10)
-        for timer in (self._timer, self._sweeper):
+        for timer in (self._timer, self._sweeper, self._guard):
             if timer:
                 timer.cancel()
 
@@ -139,6 +146,8 @@ class Executor:
                 self._send(batch)
         if batcher.gone:
             self._answer_gone(now)
+        if self._running:
+            self._make_way()
         if batcher:
             self._come_back(spent=left < INLINE_TICK_NS)
 
@@ -148,6 +157,20 @@ class Executor:
         batch.options = batch.entries[0].servable.run_options(batch.entries[0].signature)
         self._running.add(batch)
         self._work_queue.put(batch)
+        if self._guard is None:
+            self._guard = self._loop.call_later(GUARD_S, self._on_guard)
+
+    def _make_way(self) -> None:
+        """Let a worker have the interpreter's lock, if it wants it."""
+        if time.monotonic_ns() - self._made_way_ns >= MAKE_WAY_NS:
+            time.sleep(0)
+            self._made_way_ns = time.monotonic_ns()
+
+    def _on_guard(self) -> None:
+        self._guard = None
+        if self._running:
+            self._make_way()
+            self._guard = self._loop.call_later(GUARD_S, self._on_guard)
 
     def _come_back(self, *, spent: bool) -> None:
         """Pump again when the first batch is due, or next tick if only this tick's budget held it back."""
