@@ -80,13 +80,11 @@ class Batcher:
         """What waits for a servable now."""
         return self._flows.get(id(servable)) or Backlog()
 
-    def check_room(self, servable: Servable) -> int:
-        """How many rows wait for a servable. Raises Overloaded when its queue is full."""
+    def check_room(self, servable: Servable) -> None:
+        """Whether there is room for one more request. Raises Overloaded when a servable's queue is full."""
         flow = self._flows.get(id(servable))
-        if flow is None:
-            return 0
-        self._check_room(flow)
-        return flow.rows
+        if flow is not None:
+            self._check_room(flow)
 
     def _check_room(self, flow: Flow) -> None:
         limits = self.limits
@@ -120,12 +118,13 @@ class Batcher:
                 self._put(flow, part)
 
     def _put(self, flow: Flow, entry: Entry) -> None:
-        form = flow.forms.get(entry.signature) or flow.form(entry)
-        key = form.key(entry)
-        queue = flow.queues.get(key) or flow.queue(key, form, entry)
+        # Where a signature fixes all sizes there is one queue, and nothing to look at.
+        queue = flow.only.get(entry.signature)
+        if queue is None or entry.alone:
+            queue = flow.queue(entry)
         rows, deadline = entry.rows, entry.deadline_ns
         nbytes = queue.row_bytes if entry.alone else queue.row_bytes * rows
-        if form.text:
+        if queue.form.text:
             nbytes += text_bytes(entry.inputs)
         entry.nbytes = nbytes
         if not queue.entries:

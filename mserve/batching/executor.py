@@ -74,10 +74,14 @@ class Executor:
         Raises Overloaded when the queue is full, or so long that the request's time will
         be over before its turn; it says when to try again.
         """
-        servable = entry.servable
-        if self.batcher:
-            self._check_wait(entry, self.check_room(servable))
-        self.batcher.add(entry)
+        servable, batcher = entry.servable, self.batcher
+        if batcher and servable.stats.knows_drain:
+            self._check_wait(entry)
+        try:
+            batcher.add(entry)
+        except Overloaded as error:
+            error.retry_after_s = _retry_after_s(self._wait_ns(servable))
+            raise
         servable.in_flight += 1
         if not self._pumping:
             self._pumping = True
@@ -85,23 +89,25 @@ class Executor:
         if self._sweeper is None and entry.deadline_ns:
             self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
 
-    def check_room(self, servable: Servable) -> float:
-        """How long a request for a servable will wait, in nanoseconds, as far as is known.
+    def check_room(self, servable: Servable) -> None:
+        """Whether there is room for one more request, to be asked before anything is spent on it.
 
-        Raises Overloaded when its queue is full, with the time after which to try again.
+        Raises Overloaded when a servable's queue is full, with the time after which to try again.
         """
-        if not self.batcher:
-            return 0.0
-        try:
-            rows = self.batcher.check_room(servable)
-        except Overloaded as error:
-            wait_ns = servable.stats.expected_wait_ns(self.batcher.backlog(servable).rows)
-            error.retry_after_s = _retry_after_s(wait_ns)
-            raise
-        return servable.stats.expected_wait_ns(rows)
+        if self.batcher:
+            try:
+                self.batcher.check_room(servable)
+            except Overloaded as error:
+                error.retry_after_s = _retry_after_s(self._wait_ns(servable))
+                raise
 
-    def _check_wait(self, entry: Entry, wait_ns: float) -> None:
-        if not wait_ns or not 0 < entry.deadline_ns < time.monotonic_ns() + wait_ns:
+    def _wait_ns(self, servable: Servable) -> float:
+        """How long a request for a servable will wait, as far as is known."""
+        return servable.stats.expected_wait_ns(self.batcher.backlog(servable).rows)
+
+    def _check_wait(self, entry: Entry) -> None:
+        wait_ns = self._wait_ns(entry.servable)
+        if not 0 < entry.deadline_ns < time.monotonic_ns() + wait_ns or not wait_ns:
             return
         error = Overloaded(
             "the queue is too long for the request's time",

@@ -42,34 +42,45 @@ class Queue:
 
 @dataclass(slots=True, eq=False)
 class Flow(Backlog):
-    """What is known of one servable, for as long as it lives; `turns` are its queues that are not empty."""
+    """What is known of one servable, for as long as it lives.
+
+    `turns` are its queues that are not empty; `only` has the queues of signatures whose
+    requests all have the same sizes.
+    """
 
     used_ns: float = 0.0
     turns: deque[Queue] = field(default_factory=deque)
     queues: dict[Hashable, Queue] = field(default_factory=dict)
+    only: dict[str, Queue] = field(default_factory=dict)
     queues_kept: int = QUEUES_KEPT
     forms: dict[str, Form] = field(default_factory=dict)
     curve: dict[Hashable, list[float]] = field(default_factory=dict)
     alive: weakref.ref[Servable] | None = None
 
-    def form(self, entry: Entry) -> Form:
-        """The form of an entry's signature, worked out at its first request."""
-        form = Form(entry.signature, entry.servable.signatures[entry.signature])
-        self.forms[entry.signature] = form
-        return form
+    def queue(self, entry: Entry) -> Queue:
+        """The queue for an entry; empty ones are kept for the next request, up to some number."""
+        form = self.forms.get(entry.signature)
+        if form is None:
+            form = Form(entry.signature, entry.servable.signatures[entry.signature])
+            self.forms[entry.signature] = form
+        key = form.key(entry)
+        queue = self.queues.get(key)
+        if queue is None:
+            if len(self.queues) >= self.queues_kept:
+                self.queues = {k: q for k, q in self.queues.items() if q.entries}
+                self.queues_kept = max(QUEUES_KEPT, 2 * len(self.queues))
+            queue = self.queues[key] = self._new(form, entry)
+            if key == entry.signature:
+                self.only[entry.signature] = queue
+        return queue
 
-    def queue(self, key: Hashable, form: Form, entry: Entry) -> Queue:
-        """A new queue. Empty ones are kept for the next request, up to some number."""
-        if len(self.queues) >= self.queues_kept:
-            self.queues = {k: q for k, q in self.queues.items() if q.entries}
-            self.queues_kept = max(QUEUES_KEPT, 2 * len(self.queues))
+    def _new(self, form: Form, entry: Entry) -> Queue:
         if len(self.curve) >= SIZES_MAX:
             self.curve.clear()
         # Times depend on sizes, each to the next power of two; sizes that only clients know are many.
         bits = tuple(size.bit_length() for shape in form.shapes(entry) for size in shape)
         times = self.curve.setdefault((entry.signature, entry.alone, bits), [0.0] * ROW_BITS)
-        queue = self.queues[key] = Queue(form, times, form.row_bytes(entry), entry.alone)
-        return queue
+        return Queue(form, times, form.row_bytes(entry), entry.alone)
 
 
 def left(flow: Flow, queue: Queue, requests: int, rows: int, nbytes: int) -> None:

@@ -118,9 +118,14 @@ class Stats:
                 self.drain_rows, self.drain_ns = self.drain_rows / 2, self.drain_ns / 2
         self.drained_at_ns = now_ns if more else 0
 
+    @property
+    def knows_drain(self) -> bool:
+        """Whether the rate at which rows go is known."""
+        return self.drain_ns > DRAIN_KNOWN_NS
+
     def expected_wait_ns(self, rows: int) -> float:
         """How long so many waiting rows will take, as far as is known; 0 where it is not."""
-        return rows * self.drain_ns / self.drain_rows if self.drain_ns > DRAIN_KNOWN_NS else 0.0
+        return rows * self.drain_ns / self.drain_rows if self.knows_drain else 0.0
 
 
 class Servable:
