@@ -240,13 +240,16 @@ def test_every_history_keeps_the_promises() -> None:
 
 
 def test_shares_are_even_whatever_runs_cost() -> None:
-    """Of models that always have something to do, none is ahead by more than a run on each worker and one."""
+    """Of models that always have something to do, none is ahead by more than a run on each worker and two.
+
+    Runs of one model and size may differ, so that what a run is charged at its start is wrong.
+    """
     for seed in range(max(1, STEPS // 6000)):
         rng = random.Random(seed)
         batcher = Batcher(Limits(rng.choice([1, 4]), 0, 10**6))
         models = [Model() for _ in range(rng.randint(2, 5))]
-        cost = {id(m): rng.choice([MS // 10, MS, 7 * MS, 30 * MS]) for m in models}
-        used = dict.fromkeys(cost, 0)
+        costs = {id(m): rng.choice([(MS // 10, MS), (MS, MS), (MS, 30 * MS)]) for m in models}
+        used = dict.fromkeys(costs, 0)
         workers = rng.randint(1, 3)
         running: list[Batch] = []
         for _ in range(1000):
@@ -257,10 +260,12 @@ def test_shares_are_even_whatever_runs_cost() -> None:
                 batch = batcher.next_batch(0)
                 assert batch is not None
                 running.append(batch)
-                used[id(batch.entries[0].servable)] += cost[id(batch.entries[0].servable)]
             batch = running.pop(rng.randrange(len(running)))
-            batcher.ran(batch, cost[id(batch.entries[0].servable)])
-        assert max(used.values()) - min(used.values()) <= (workers + 1) * max(cost.values()), (seed, used)
+            run_ns = rng.choice(costs[id(batch.entries[0].servable)])
+            used[id(batch.entries[0].servable)] += run_ns
+            batcher.ran(batch, run_ns)
+        longest = max(max(pair) for pair in costs.values())
+        assert max(used.values()) - min(used.values()) <= (workers + 2) * longest, (seed, used)
 
 
 def _one(model: Model) -> Entry:

@@ -127,6 +127,27 @@ def test_lengths_of_one_bucket_share_a_batch(servable: Servable) -> None:
     assert servable.stats.batches - before == 3, "5 to 8 in one bucket, 3 in another, 17 as it is"
 
 
+def test_what_the_model_sees(servable: Servable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows lengthened with their value, and the batch filled up with copies of its last row."""
+    seen: list[dict[str, Any]] = []
+    compute = servable.compute
+
+    def spy(signature: str, inputs: Mapping[str, Array], options: Any = None) -> Any:
+        seen.append({alias: x.tolist() for alias, x in inputs.items()})
+        return compute(signature, inputs, options)
+
+    monkeypatch.setattr(servable, "compute", spy)
+    requests = [{"ids": np.array([[7, 8, 9]])}, {"ids": np.array([[5]])}]
+    answers(servable, requests, Limits(4, allowed=(4,)))
+    assert seen == [
+        {
+            "ids": [[7, 8, 9, 3], *[[5, 3, 3, 3]] * 3],
+            "mask": [[1, 1, 1, 0], *[[1, 0, 0, 0]] * 3],
+            "length": [3, 1, 1, 1],
+        }
+    ]
+
+
 def test_what_a_request_may_leave_out_is_filled_in(servable: Servable) -> None:
     ids = np.array([[1, 2, 3], [4, 5, 6]])
     given = servable.run({"ids": ids, "mask": np.ones((2, 3), np.int64), "length": np.array([3, 3])})
