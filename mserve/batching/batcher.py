@@ -34,6 +34,8 @@ __all__ = ["Backlog", "Batch", "Batcher", "Entry", "Limits", "Reply"]
 
 # A run takes longer than predicted, a timer goes off late.
 DEADLINE_SLACK_NS, DEADLINE_SLACK = 5_000_000, 1.25
+# Clients may make as many queues as there are sizes; so many are looked at for a run on the loop.
+QUEUES_TRIED = 64
 # What a run is charged of which nothing is known yet.
 UNKNOWN_RUN_NS = 1_000_000
 
@@ -152,7 +154,7 @@ class Batcher:
         if len(active) > 1:
             active.sort(key=_used)
         for flow in active.copy() if len(active) > 1 else active:
-            for _ in range(len(flow.turns)):
+            for _ in range(len(flow.turns) if free else min(len(flow.turns), QUEUES_TRIED)):
                 queue = flow.turns[0]
                 reason, most = self._closes(queue, now_ns)
                 inline = bool(reason) and self._is_short(queue, min(queue.rows, most), room_ns)
