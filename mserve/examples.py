@@ -15,16 +15,20 @@ def generate(signature: Signature, rows: int = 1, seed: int = 0, free: int = 32)
 
     Values lie in the signature's range; without one, floats in [0, 1), integers are 0 or 1
     (the only indices every table has). Strings are single letters. The same arguments
-    always give the same arrays.
+    always give the same arrays. An input that is the length of another one is that.
     """
     import numpy as np
 
     rng = np.random.default_rng(seed)
     batched = signature.batch_axis is not None
-    return {
+    arrays = {
         alias: _fill(spec, _sizes(spec, rows if batched else free, free), rng)
         for alias, spec in signature.inputs.items()
     }
+    for alias, spec in signature.inputs.items():
+        if spec.length_of and (pad := signature.inputs[spec.length_of].pad):
+            arrays[alias][...] = arrays[spec.length_of].shape[pad.axis]
+    return arrays
 
 
 def generated_bytes(signature: Signature, rows: int = 1, free: int = 32) -> int:

@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 from .batching.batcher import Entry, Reply
 from .batching.executor import Executor
+from .defaults import fill_defaults
 from .errors import NotFound, RequestError, Unavailable
 from .loader.reconciler import Model
 from .loader.servable import Servable
-from .tensors import Array, check_inputs, fill_defaults
+from .tensors import Array, check_inputs
 
 
 class Query(NamedTuple):

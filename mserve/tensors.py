@@ -7,12 +7,13 @@ size, and the same size wherever the symbol stands in one signature's inputs), o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .errors import MetaGraphMalformed, RequestError
+from .padding import Pad, Value
 
 if TYPE_CHECKING:
     import numpy as np
@@ -130,8 +131,9 @@ class TensorSpec:
     """A tensor's name in the graph, its dtype (a key of DTYPES) and its shape.
 
     What a signature may say besides: a sentence of documentation; for inputs, a `default`
-    (a JSON value for one row) and the `range` in which made-up values lie; for outputs,
-    the asset whose lines are the `labels` of the last axis.
+    (a JSON value for one row), the `range` in which made-up values lie, how it is padded to
+    share batches with rows of other lengths, or the padded input whose length it is
+    (`length_of`); for outputs, the asset whose lines are the `labels` of the last axis.
     """
 
     name: str
@@ -141,6 +143,13 @@ class TensorSpec:
     default: Any = None
     range: tuple[float, float] | None = None
     labels: str = ""
+    pad: Pad | None = None
+    length_of: str = ""
+
+    @property
+    def optional(self) -> bool:
+        """Whether a request may leave this input out."""
+        return self.default is not None or self.length_of != ""
 
     def __str__(self) -> str:
         return f"{self.dtype} {show_shape(self.shape)}"
@@ -148,6 +157,8 @@ class TensorSpec:
     def to_json(self) -> dict[str, Any]:
         extra: dict[str, Any] = {"doc": self.doc, "default": self.default, "labels": self.labels}
         extra["range"] = None if self.range is None else list(self.range)
+        extra["pad"] = None if self.pad is None else self.pad.to_json()
+        extra["length_of"] = self.length_of
         return {
             "tensor": self.name,
             "dtype": self.dtype,
@@ -169,8 +180,16 @@ class TensorSpec:
         doc, labels, span = value.get("doc", ""), value.get("labels", ""), value.get("range")
         if not (isinstance(doc, str) and isinstance(labels, str) and (span is None or is_range(span))):
             raise MetaGraphMalformed("bad doc, labels or range", where=where, found=[doc, labels, span])
+        length_of = value.get("length_of", "")
+        if not isinstance(length_of, str):
+            raise MetaGraphMalformed("bad length_of", where=where, expected="an input", found=length_of)
+        try:
+            pad = Pad.from_json(value["pad"]) if value.get("pad") is not None else None
+        except ValueError as error:
+            raise MetaGraphMalformed("bad pad", where=where, expected=error, found=value["pad"]) from error
         dims = None if shape is None else tuple(shape)
-        return cls(name, dtype, dims, doc, value.get("default"), tuple(span) if span else None, labels)
+        limits = tuple(span) if span else None
+        return cls(name, dtype, dims, doc, value.get("default"), limits, labels, pad, length_of)
 
 
 def is_range(value: object) -> bool:
@@ -232,14 +251,52 @@ class Signature:
             sides.append({a: TensorSpec.from_json(s, f"{where}.{side}.{a}") for a, s in ports.items()})
         if not sides[1]:
             raise MetaGraphMalformed("a signature has no outputs", where=where)
+        for alias, problem in pad_problems(sides[0]):
+            raise MetaGraphMalformed(
+                "inputs cannot be padded so", where=f"{where}.inputs.{alias}", found=problem
+            )
         return cls(method, sides[0], sides[1], axis)
+
+
+def pad_problems(inputs: Mapping[str, TensorSpec]) -> Iterator[tuple[str, str]]:
+    """What is wrong with how the inputs are padded: the alias, and a sentence."""
+    padded: dict[str, Pad] = {}
+    for alias, spec in inputs.items():
+        if spec.pad is not None:
+            symbol = spec.shape[spec.pad.axis] if spec.shape and spec.pad.axis < len(spec.shape) else None
+            if not isinstance(symbol, str) or symbol == ANY_DIM:
+                yield alias, f"axis {spec.pad.axis} of {show_shape(spec.shape)} has no symbol"
+                continue
+            first = padded.setdefault(symbol, spec.pad)
+            if not first.buckets or first.buckets != spec.pad.buckets:
+                yield alias, f"inputs with {symbol!r} need the same buckets, and at least one"
+            if not _fits(spec.pad.value, spec.dtype):
+                yield alias, f"the value {spec.pad.value!r} is no {spec.dtype}"
+    for alias, spec in inputs.items():
+        axes = [i for i, dim in enumerate(spec.shape or ()) if dim in padded]
+        if axes != ([] if spec.pad is None else [spec.pad.axis]):
+            names = ", ".join(map(repr, padded))
+            yield alias, f"axes called {names} are padded wherever they stand, one an input"
+        source = inputs.get(spec.length_of)
+        numbers = "int" in spec.dtype and len(spec.shape or ()) == 1
+        if spec.length_of and not (numbers and source is not None and source.pad is not None):
+            yield alias, "length_of names a padded input, and the input is of integers, [batch]"
+
+
+def _fits(value: Value, dtype: str) -> bool:
+    if dtype == "string" or isinstance(value, str):
+        return dtype == "string" and isinstance(value, str)
+    try:
+        return bool(DTYPES[dtype].to_numpy().type(value) == value or isinstance(value, float))
+    except (ValueError, OverflowError, TypeError):
+        return False
 
 
 def check_names(signature: Signature, given: Mapping[str, object]) -> None:
     """Refuse a request that lacks an input without a default, or has one too many. Raises RequestError."""
     if given.keys() == signature.inputs.keys():
         return
-    missing = [a for a, spec in signature.inputs.items() if a not in given and spec.default is None]
+    missing = [a for a, spec in signature.inputs.items() if a not in given and not spec.optional]
     extra = [a for a in given if a not in signature.inputs]
     if not missing and not extra:
         return
@@ -249,33 +306,6 @@ def check_names(signature: Signature, given: Mapping[str, object]) -> None:
         found=", ".join([*(f"missing {a!r}" for a in missing), *(f"unknown {a!r}" for a in extra)]),
         hint="`mserve inspect` and the model's /metadata page list the inputs",
     )
-
-
-def fill_defaults(signature: Signature, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
-    """The inputs, with the defaults of those that are absent: one row, repeated for a signature with rows.
-
-    Raises RequestError when no input tells the number of rows.
-    """
-    if inputs.keys() == signature.inputs.keys():
-        return inputs
-    absent = {a: s for a, s in signature.inputs.items() if a not in inputs and s.default is not None}
-    if not absent:
-        return inputs
-    import numpy as np
-
-    rows: tuple[int, ...] = ()
-    if signature.batch_axis is not None:
-        counts = [x.shape[:1] for a, x in inputs.items() if a in signature.inputs and x.ndim]
-        if not counts:
-            raise RequestError("no input tells the number of rows", expected=", ".join(signature.inputs))
-        rows = counts[0]
-    filled = dict(inputs)
-    for alias, spec in absent.items():
-        value = np.asarray(spec.default, DTYPES[spec.dtype].to_numpy())
-        shape = (spec.shape or ())[len(rows) :]
-        sizes = tuple(d for d in shape if isinstance(d, int))
-        filled[alias] = np.broadcast_to(value, rows + (sizes if len(sizes) == len(shape) else value.shape))
-    return {alias: filled[alias] for alias in signature.inputs if alias in filled} | filled
 
 
 def check_inputs(signature: Signature, inputs: Mapping[str, Array]) -> int:

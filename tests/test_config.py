@@ -24,8 +24,10 @@ from test_commands import run
 from test_server import X, publish
 
 from mserve.errors import InputError, UsageError
+from mserve.loader.servable import Batching
 from mserve.server import config as configuration
 from mserve.server import request_log
+from mserve.server.app import model_configs
 from mserve.server.config import Config, Source, changed, load, needing_restart, parse
 from mserve.server.run import curl_options
 from mserve.server.settings import AuthTable, LimitsTable, ModelBatching, TlsTable
@@ -63,6 +65,9 @@ versions = "all"
 max_batch = 32
 delay_ms = 1.5
 max_queue = 100
+allowed_batch = [1, 8]
+preferred_batch = [4]
+max_queue_bytes = "1MiB"
 
 [limits]
 body = "1MiB"
@@ -97,6 +102,51 @@ max_bytes = "1GB"
 def read(text: str, file: str = "conf/mserve.toml", **flags: Any) -> Config:
     given = {key.replace("__", "."): value for key, value in flags.items()}
     return parse(Source(Path(file), flags=given), text)
+
+
+BATCHING = """
+[batching]
+max_batch = 64
+delay_ms = 1
+allowed_batch = [1, 4, 16]
+preferred_batch = [8, 16]
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "own", "expected"),
+    [
+        ("a model takes the server's", "", None),
+        ("all but what it sets", "batching = { delay_ms = 5 }", (16, 5, (1, 4, 16), (8, 16))),
+        ("its own limit leaves out larger sizes", "batching = { max_batch = 8 }", (4, 1, (1, 4), ())),
+        ("an empty list means none", "batching = { allowed_batch = [] }", (64, 1, (), (8, 16))),
+    ],
+)
+def test_sizes_of_batches_are_inherited(what: str, own: str, expected: tuple[Any, ...] | None) -> None:
+    config = read(BATCHING + MODEL + own)
+    found = model_configs(config)[0].batching
+    if expected is None:
+        assert found is None, what
+        return
+    assert found is not None
+    most, delay, allowed, preferred = expected
+    assert found == Batching(most, delay * 1_000_000, allowed=allowed, preferred=preferred), what
+
+
+def test_sizes_of_batches_reach_the_model_the_metrics_and_the_page_that_triton_has(tmp_path: Path) -> None:
+    publish(tmp_path / "m", 1.0)
+    batching = "batching = { delay_ms = 2, allowed_batch = [4, 16], preferred_batch = [4, 8] }"
+    file = tmp_path / "mserve.toml"
+    file.write_text(f'[models.m]\nbase_path = "{tmp_path / "m"}"\n{batching}\n')
+    with serving(f"--config={file}", tmp_path / "log") as server:
+        config = server.get("/v2/models/m/config").json()
+        assert config["max_batch_size"] == 16
+        assert config["dynamic_batching"] == {
+            "preferred_batch_size": [4, 8],
+            "max_queue_delay_microseconds": 2000,
+        }
+        assert len(server.predict("m", X).json()["predictions"]) == 1
+        assert 'mserve_padding_rows_total{model="m",version="1"} 3.0' in server.get("/metrics").body.decode()
 
 
 def test_every_key_is_read() -> None:
@@ -179,6 +229,14 @@ BAD = [
     (MODEL + "batching = 1", ["[models.m] batching", "a table"]),
     (MODEL + "batching = { max_queue = 1 }", ["[models.m.batching] max_queue", "belongs in [batching]"]),
     (MODEL + "batching = { max_batch = 0 }", ["mserve.toml:3: [models.m.batching] max_batch", "found: 0"]),
+    ("[batching]\nallowed_batch = [4, 1]", ["[batching] allowed_batch", "rising numbers of rows"]),
+    ("[batching]\nallowed_batch = [0, 1]", ["[batching] allowed_batch", "rising numbers of rows"]),
+    ("[batching]\nallowed_batch = 4", ["[batching] allowed_batch", "a list"]),
+    ("[batching]\nallowed_batch = [1, 256]", ["batching.allowed_batch", "sizes up to max_batch, 128", "256"]),
+    (
+        MODEL + "batching = { max_batch = 8, preferred_batch = [16] }",
+        ["models.m.batching.preferred_batch", "sizes up to max_batch, 8", "16"],
+    ),
     ('[models.stats]\nbase_path = "m"', ["[models] stats", "Open Inference Protocol"]),
     ('[models."a/b"]\nbase_path = "m"', ['mserve.toml:1: [models] "a/b"', "it holds '/'"]),
     ('[models."a:b"]\nbase_path = "m"', ['[models] "a:b"', "it holds ':'"]),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import builders
 import numpy as np
 import onnx
 import pytest
@@ -15,11 +16,12 @@ from builders import endless
 from onnx import TensorProto, helper, numpy_helper
 
 import mserve
+from mserve.batching import executor as executor_module
 from mserve.batching.batcher import Limits
 from mserve.batching.executor import Executor
-from mserve.errors import DeadlineExceeded, ExecutionFailed, MserveError, Overloaded
+from mserve.errors import DeadlineExceeded, ExecutionFailed, InputsRefused, MserveError, Overloaded
 from mserve.front import Front, Query
-from mserve.loader.servable import Servable, Stats
+from mserve.loader.servable import Batching, Servable, Stats
 
 DEFAULTS = Limits()
 
@@ -340,3 +342,201 @@ def test_an_answer_that_cannot_be_taken_is_not_its_neighbours_business(lookup: S
         assert lookup.in_flight == 0
 
     on_loop(work)
+
+
+def test_a_row_that_makes_the_model_answer_nan_is_not_its_neighbours_problem(tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Sqrt", ["x"], ["y"])],
+        "root",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N"])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    mserve.export(model, tmp_path / "root")
+    servable = mserve.load(tmp_path / "root")
+
+    async def work(executor: Executor, front: Front) -> None:
+        loop = asyncio.get_running_loop()
+        futures: list[asyncio.Future[Any]] = [loop.create_future() for _ in range(5)]
+        for value, future in zip((1, -1, 4, np.nan, 9), futures, strict=True):
+            x = np.array([value], np.float32)
+            front.predict(servable, Query("serving_default", {"x": x}), future.set_result)
+        found = [answer[0].tolist()[0] for answer in await asyncio.gather(*futures)]
+        assert found == pytest.approx([1, np.nan, 2, np.nan, 3], nan_ok=True)
+
+    on_loop(work)
+    assert servable.stats.batches == 1
+
+
+def rows_of(indices: list[int]) -> np.ndarray:
+    return np.array([[2 * i, 2 * i + 1] for i in indices], np.float32)
+
+
+def test_a_batch_is_filled_up_to_an_allowed_size(lookup: Servable) -> None:
+    """The model sees allowed sizes only; answers have the rows that were asked for."""
+    seen: list[list[int]] = []
+    compute = lookup.compute
+
+    def spy(signature: str, inputs: Any, options: Any = None) -> Any:
+        seen.append(inputs["i"].tolist())
+        return compute(signature, inputs, options)
+
+    lookup.compute = spy  # type: ignore[method-assign]
+
+    async def work(executor: Executor, front: Front) -> None:
+        for requests in ([[1]], [[1], [2, 3]], [[1], [2, 3], [4, 5]], [[1, 2, 3, 4, 5, 6, 7]]):
+            answers = await ask(front, lookup, requests)
+            for indices, answer in zip(requests, answers, strict=True):
+                assert np.array_equal(answer[0], rows_of(indices))
+
+    on_loop(work, Limits(8, allowed=(2, 4, 8)))
+    assert seen == [[1, 1], [1, 2, 3, 3], [1, 2, 3, 4, 5, 5, 5, 5], [1, 2, 3, 4, 5, 6, 7, 7]]
+    assert (lookup.stats.rows, lookup.stats.padding) == (1 + 3 + 5 + 7, 1 + 1 + 3 + 1)
+
+
+def test_a_large_request_is_run_in_parts_and_joined_in_order(lookup: Servable) -> None:
+    async def work(executor: Executor, front: Front) -> None:
+        large = [i % 10 for i in range(50)]
+        answers = await ask(front, lookup, [[1], large, [2]])
+        for asked, answer in zip(([1], large, [2]), answers, strict=True):
+            assert np.array_equal(answer[0], rows_of(asked))
+        assert len(answers[1][0]) == 50
+
+    on_loop(work, Limits(4))
+    assert lookup.stats.rows == 52
+    assert lookup.stats.batches == 14
+    assert lookup.in_flight == 0
+
+
+def test_a_part_that_fails_fails_its_request_once_and_nobody_else(lookup: Servable) -> None:
+    async def work(executor: Executor, front: Front) -> None:
+        bad = [1] * 19 + [99, 1]
+        answers = await ask(front, lookup, [[1], bad, [2]])
+        assert isinstance(answers[1], ExecutionFailed)  # a second answer would fail set_result
+        assert np.array_equal(answers[0][0], rows_of([1]))
+        assert np.array_equal(answers[2][0], rows_of([2]))
+        while not executor.idle():
+            await asyncio.sleep(0.001)
+
+    on_loop(work, Limits(4))
+    assert lookup.in_flight == 0
+
+
+def test_the_parts_of_a_request_whose_client_has_left_are_not_run(lookup: Servable) -> None:
+    async def work(executor: Executor, front: Front) -> None:
+        query = Query("serving_default", {"i": np.zeros(50, np.int64)})
+        entry = front.predict(lookup, query, lambda result: pytest.fail("nobody waits"))
+        assert lookup.in_flight == 1
+        entry.cancelled = True
+        await ask(front, lookup, [[2]])
+
+    on_loop(work, Limits(4))
+    assert lookup.stats.rows == 1
+    assert lookup.in_flight == 0
+
+
+def test_each_batch_is_told_of_once(lookup: Servable) -> None:
+    """With why it closed, who was in it, and how it ended; a listener that fails harms nobody."""
+    told: list[tuple[Any, ...]] = []
+
+    async def work(executor: Executor, front: Front) -> None:
+        def note(batch: Any, run_ns: int, error: MserveError | None) -> None:
+            told.append((batch.reason, [e.rows for e in batch.entries], batch.padding, type(error)))
+            assert run_ns >= 0
+            assert batch.entries[0].servable is lookup
+            assert all(0 < e.arrived_ns <= e.started_ns <= e.ended_ns for e in batch.entries)
+            raise RuntimeError("a listener with a mistake")
+
+        executor.on_batch = note
+        await ask(front, lookup, [[1], [2, 3], [4], [5], []])
+        await ask(front, lookup, [[1], [99]])
+        while not executor.idle():
+            await asyncio.sleep(0.001)
+
+    on_loop(work, Limits(4, allowed=(2, 4)))
+    assert sorted(map(str, told)) == sorted(
+        map(
+            str,
+            [
+                ("full", [1, 2, 1], 0, type(None)),
+                ("no-delay", [1], 1, type(None)),
+                ("alone", [0], 0, type(None)),
+                ("no-delay", [1, 1], 0, InputsRefused),
+                ("bisect", [1], 1, type(None)),
+                ("bisect", [1], 1, InputsRefused),
+            ],
+        )
+    )
+
+
+def test_a_request_that_would_miss_its_deadline_does_not_wait_for_others(lookup: Servable) -> None:
+    """A run seems to take 2 s, so with 5 s to go the batch closes after half of them, not when it is due."""
+    reasons: list[str] = []
+
+    async def work(executor: Executor, front: Front) -> None:
+        def note(batch: Any, run_ns: int, error: MserveError | None) -> None:
+            reasons.append(batch.reason)
+            executor.batcher.ran(batch, 2_000_000_000)
+
+        executor.on_batch = note
+        query = Query("serving_default", {"i": np.array([1], np.int64)})
+        lookup.batching = Batching()
+        await ask(front, lookup, [[1]])
+        lookup.batching = Batching(delay_ns=20_000_000_000)
+        patient = asyncio.ensure_future(ask(front, lookup, [[2]]))
+        await asyncio.sleep(0.01)
+        answered = asyncio.get_running_loop().create_future()
+        front.predict(lookup, query, answered.set_result, timeout_ns=5_000_000_000)
+        assert not isinstance(await answered, MserveError)
+        assert not isinstance((await patient)[0], MserveError)
+
+    on_loop(work)
+    assert reasons == ["no-delay", "deadline"]
+
+
+def runs_beside_a_busy_loop(servable: Servable, ticks: int) -> int:
+    """How many runs a worker ends while the loop is never idle, in so many turns of 0.1 ms."""
+    uvloop = pytest.importorskip("uvloop")
+    query = Query("serving_default", {"x": builders.floats(64, 784)})
+    done: list[Any] = []
+
+    async def main() -> None:
+        executor = Executor(Limits(), workers=2)
+        front, loop = Front({}, executor), asyncio.get_running_loop()
+        left, finished = ticks, loop.create_future()
+
+        def again(result: Any) -> None:
+            done.append(result)
+            if left:
+                front.predict(servable, query, again)
+
+        def tick() -> None:
+            nonlocal left
+            left -= 1
+            until = time.perf_counter_ns() + 100_000
+            while time.perf_counter_ns() < until:
+                pass
+            if left:
+                loop.call_soon(tick)
+            else:
+                finished.set_result(None)
+
+        again(None)
+        tick()
+        await finished
+        executor.close()
+
+    uvloop.run(main())
+    return len(done)
+
+
+def test_a_loop_that_is_never_idle_makes_way_for_the_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When a run ends, a worker needs Python's lock, which such a loop hands over every 5 ms at best."""
+    servable = mserve.load(mserve.export(builders.mlp(hidden=2048), tmp_path / "m", golden=0).path)
+    servable.predictable = False
+    better = runs_beside_a_busy_loop(servable, 3000)
+    monkeypatch.setattr(executor_module, "MAKE_WAY_NS", 1 << 62)
+    assert better > runs_beside_a_busy_loop(servable, 3000)
+    servable.close()

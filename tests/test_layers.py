@@ -24,9 +24,10 @@ LAYERS = (
     ("runtime",),
     ("format", "foreign"),
     ("wire",),
-    ("examples",),
+    ("examples", "defaults"),
     ("numerics",),
     ("tensors",),
+    ("padding",),
     ("files",),
     ("errors",),
 )

@@ -1,217 +1,309 @@
 """Batcher: which waiting requests form the next batch, and when. Pure: times come in, decisions go out.
 
-There is one queue for each key (servable, signature and the shapes that rows must share
-to be joined), first in, first out. One rule closes a batch: an executor is free (the
-caller asks only then) and the queue's head batch is full, or has waited for the delay,
-or the delay is zero. Queues take turns, so that no model starves another.
+There is one queue for each servable, signature and set of sizes that rows must share to
+be joined (see `form`), first in, first out. One rule closes a batch: an executor is free
+(the caller asks only then) and the queue's head batch is full, or due, or the delay is
+zero. Due is what has waited for the delay, and what would miss a deadline if it waited
+longer: from the run times seen before follows when the run must start. A preferred size
+counts as full.
+
+Which servable is next: the one that was given the least run time so far. Each run is
+charged when it starts, as far as its time can be predicted, and corrected when it ends
+(`ran`). A servable that was idle starts level with the one that was last chosen, so that
+nobody saves time up. So a slow model gets its share of the time and not of the turns,
+and a fast one beside it runs many batches meanwhile. The queues of one servable take turns.
 """
 
 from __future__ import annotations
 
+import weakref
+from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 
-from ..errors import MserveError, Overloaded
+from ..errors import Overloaded
 from ..loader.servable import Batching, Servable
-from ..tensors import Array
+from .entry import Batch, Entry, Reply
+from .form import MUCH_TEXT, text_bytes
+from .queues import NEVER_NS, Backlog, Flow, Queue, expected_ns, first_deadline, left
 
-Reply = Callable[[Sequence[Array] | MserveError], None]
+__all__ = ["Backlog", "Batch", "Batcher", "Entry", "Limits", "Reply"]
+
+# A run takes longer than predicted, a timer goes off late.
+DEADLINE_SLACK_NS, DEADLINE_SLACK = 5_000_000, 1.25
+# Clients may make as many queues as there are sizes; so many are looked at for a run on the loop.
+QUEUES_TRIED = 64
+# What a run is charged of which nothing is known yet.
+UNKNOWN_RUN_NS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Limits(Batching):
-    """How batches close where a servable does not say otherwise, and rows that may wait for one servable."""
+    """How batches close where a servable does not say otherwise, and what may wait for one servable."""
 
     max_queue_rows: int = 8192
+    max_queue_bytes: int = 1 << 28
 
 
-@dataclass(slots=True, eq=False)
-class Entry:
-    """One checked request. `reply` is called once, with outputs in the signature's order or an error.
-
-    `alone` marks a request that must not share a batch. Times are monotonic nanoseconds;
-    a deadline of 0 means none; `started_ns` and `ended_ns` are those of its last run.
-    `key` is what it must share with others to run together, once it is queued.
-    """
-
-    servable: Servable
-    signature: str
-    inputs: Mapping[str, Array]
-    rows: int
-    alone: bool
-    reply: Reply
-    arrived_ns: int
-    deadline_ns: int = 0
-    cancelled: bool = False
-    started_ns: int = 0
-    ended_ns: int = 0
-    key: Hashable = None
-
-
-@dataclass(slots=True, eq=False)
-class Batch:
-    """Entries to be run together; all of one servable and signature. `options` can end its run."""
-
-    key: Hashable
-    entries: list[Entry]
-    rows: int
-    options: Any = None
-
-
-@dataclass(slots=True)
-class _Queue:
-    entries: deque[Entry] = field(default_factory=deque)
-    rows: int = 0
-
-
-@dataclass(slots=True)
-class Backlog:
-    """What waits for one servable."""
-
-    rows: int = 0
-    requests: int = 0
+_used = attrgetter("used_ns")
 
 
 class Batcher:
     """The queues of all servables.
 
     Each servable has a backlog of its own, so that one that is asked too much leaves room
-    for the others. `rows` counts what waits in all.
+    for the others. `gone` collects entries that were found in a batch and are not run,
+    because nobody waits for them or their deadline has passed; the caller answers them.
     """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self.rows = 0
-        self._requests = 0
-        self._queues: dict[Hashable, _Queue] = {}
-        self._backlogs: dict[int, Backlog] = {}
-        self._turns: deque[Hashable] = deque()
+        self.gone: list[Entry] = []
+        self._flows: dict[int, Flow] = {}
+        self._active: list[Flow] = []
+        self._clock_ns = 0.0
+        self._numbers = 0
 
     def __len__(self) -> int:
-        return self._requests
+        return sum(flow.requests for flow in self._active)
 
-    def waits_for(self, servable: Servable) -> bool:
-        """Whether any request waits for a servable."""
-        return id(servable) in self._backlogs
+    def __bool__(self) -> bool:
+        return bool(self._active)
+
+    @property
+    def rows(self) -> int:
+        """How many rows wait in all."""
+        return sum(flow.rows for flow in self._active)
 
     def backlog(self, servable: Servable) -> Backlog:
         """What waits for a servable now."""
-        return self._backlogs.get(id(servable)) or Backlog()
+        return self._flows.get(id(servable)) or Backlog()
 
-    def check_room(self, servable: Servable) -> Backlog:
-        """What waits for a servable, if there is room for more. Raises Overloaded when its queue is full."""
-        backlog = self._backlogs.get(id(servable))
-        if backlog is None:
-            return Backlog()
-        limit = self.limits.max_queue_rows
-        if max(backlog.rows, backlog.requests) >= limit:
-            raise Overloaded(
-                "the queue is full",
-                expected=f"fewer than {limit} rows waiting",
-                found=f"{backlog.rows} rows in {backlog.requests} requests",
-                hint="try again later, or with fewer requests at once",
-            )
-        return backlog
+    def check_room(self, servable: Servable) -> None:
+        """Whether there is room for one more request. Raises Overloaded when a servable's queue is full."""
+        flow = self._flows.get(id(servable))
+        if flow is not None:
+            self._check_room(flow)
+
+    def _check_room(self, flow: Flow) -> None:
+        limits = self.limits
+        if max(flow.rows, flow.requests) < limits.max_queue_rows and flow.nbytes < limits.max_queue_bytes:
+            return
+        raise Overloaded(
+            "the queue is full",
+            expected=f"fewer than {limits.max_queue_rows} rows and {limits.max_queue_bytes} bytes waiting",
+            found=f"{flow.rows} rows in {flow.requests} requests, {flow.nbytes} bytes",
+            hint="try again later, or with fewer requests at once",
+        )
 
     def add(self, entry: Entry) -> None:
-        """Queue a request. Raises Overloaded when the queue is full; one that is not takes any request."""
-        backlog = self.check_room(entry.servable)
-        key = entry.key = batch_key(entry)
-        queue = self._queues.get(key)
-        if queue is None:
-            queue = self._queues[key] = _Queue()
-            self._turns.append(key)
-        queue.entries.append(entry)
-        queue.rows += entry.rows
-        self._backlogs[id(entry.servable)] = backlog
-        self._count(entry, 1)
+        """Queue a request, in parts if it is larger than a batch.
 
-    def next_batch(self, now_ns: int, free: Callable[[Entry, int], bool]) -> Batch | None:
+        Raises Overloaded when the queue is full; one that is not takes any request.
+        """
+        servable = entry.servable
+        flow = self._flows.get(id(servable))
+        if flow is None:
+            flow = self._flows[id(servable)] = Flow()
+            # When the servable goes, so does what is known of it.
+            flow.alive = weakref.ref(servable, partial(self._flows.pop, id(servable)))
+        elif flow.requests:
+            self._check_room(flow)
+        most = (servable.batching or self.limits).max_batch_rows
+        if entry.rows <= most or entry.alone:
+            self._put(flow, entry)
+        else:
+            for part in entry.parts(most):
+                self._put(flow, part)
+
+    def _put(self, flow: Flow, entry: Entry) -> None:
+        # Where a signature fixes all sizes there is one queue, and nothing to look at.
+        queue = flow.only.get(entry.signature)
+        if queue is None or entry.alone:
+            queue = flow.queue(entry)
+        rows, deadline = entry.rows, entry.deadline_ns
+        nbytes = queue.row_bytes if entry.alone else queue.row_bytes * rows
+        if queue.form.text:
+            nbytes += text_bytes(entry.inputs)
+        entry.nbytes = nbytes
+        if not queue.entries:
+            if not flow.turns:
+                flow.used_ns = max(flow.used_ns, self._clock_ns)
+                self._active.append(flow)
+            flow.turns.append(queue)
+            queue.deadline_ns = NEVER_NS
+        if 0 < deadline < queue.deadline_ns:
+            queue.deadline_ns = deadline
+        queue.entries.append(entry)
+        queue.rows += rows
+        queue.nbytes += nbytes
+        flow.requests += 1
+        flow.rows += rows
+        flow.nbytes += nbytes
+
+    def next_batch(self, now_ns: int, *, free: bool = True, room_ns: float = 0) -> Batch | None:
         """The next batch that may close now, or None.
 
-        `free(head, rows)` tells whether an executor is free for a batch of that size.
+        `free` tells whether a worker is free; `room_ns` is the longest predicted run that
+        may be made on the event loop.
         """
-        for _ in range(len(self._turns)):
-            key = self._turns[0]
-            self._turns.rotate(-1)
-            queue = self._queues[key]
-            head = queue.entries[0]
-            rows = head.rows if head.alone else min(queue.rows, self._batching(head).max_batch_rows)
-            if self._closes(queue, now_ns) and free(head, rows):
-                return self._take(key, queue)
+        active = self._active
+        if len(active) > 1:
+            active.sort(key=_used)
+        for flow in active.copy() if len(active) > 1 else active:
+            for _ in range(len(flow.turns) if free else min(len(flow.turns), QUEUES_TRIED)):
+                queue = flow.turns[0]
+                reason, most = self._closes(queue, now_ns)
+                inline = bool(reason) and self._is_short(queue, min(queue.rows, most), room_ns)
+                if not (inline or (reason and free)):
+                    flow.turns.rotate(-1)
+                elif batch := self._take(flow, queue, reason, most, now_ns):
+                    batch.inline = inline
+                    return batch
         return None
+
+    def ran(self, batch: Batch, run_ns: int, *, failed: bool = False) -> None:
+        """Note how long a batch has run: for predictions, and for its servable's share.
+
+        Predictions are high: an estimate rises at once and falls slowly.
+        """
+        flow = self._flows.get(id(batch.entries[0].servable))
+        if flow is not None:
+            flow.used_ns += run_ns - batch.charged_ns
+        if not failed:
+            times, bits = batch.times, (batch.rows + batch.padding).bit_length()
+            known = times[bits]
+            times[bits] = float(run_ns) if run_ns > known else known * 0.95 + run_ns * 0.05
 
     def due_at_ns(self) -> int | None:
         """When the next batch that is not full will close, or None if nothing waits."""
-        heads = [q.entries[0] for q in self._queues.values() if q.entries]
-        return min((h.arrived_ns + self._batching(h).delay_ns for h in heads), default=None)
+        queues = (queue for flow in self._active for queue in flow.turns)
+        return min((self._due(queue) for queue in queues), default=None)
 
     def waiting(self) -> Iterator[Entry]:
         """Every queued entry."""
-        for queue in self._queues.values():
-            yield from queue.entries
+        for flow in self._active:
+            for queue in flow.turns:
+                yield from queue.entries
 
     def remove(self, gone: Callable[[Entry], bool]) -> list[Entry]:
         """Take the entries for which `gone` is true out of the queues and return them."""
         removed: list[Entry] = []
-        for key, queue in list(self._queues.items()):
-            kept: deque[Entry] = deque()
-            for entry in queue.entries:
-                (removed if gone(entry) else kept).append(entry)
-            if len(kept) != len(queue.entries):
-                queue.entries, queue.rows = kept, sum(e.rows for e in kept)
-                self._tidy(key, queue)
-        for entry in removed:
-            self._count(entry, -1)
+        for flow in self._active.copy():
+            for queue in list(flow.turns):
+                found = [e for e in queue.entries if gone(e)]
+                if found:
+                    lost = set(map(id, found))
+                    queue.entries = deque(e for e in queue.entries if id(e) not in lost)
+                    removed += found
+                    left(flow, queue, len(found), sum(e.rows for e in found), sum(e.nbytes for e in found))
+                    queue.deadline_ns = first_deadline(queue)
+                    if not queue.entries:
+                        flow.turns.remove(queue)
+            if not flow.turns:
+                self._active.remove(flow)
         return removed
 
-    def _batching(self, entry: Entry) -> Batching:
-        return entry.servable.batching or self.limits
+    def halves(self, batch: Batch) -> list[Batch]:
+        """The halves of a batch that failed, so that a bad request fails alone in the end."""
+        middle = len(batch.entries) // 2
+        batching = batch.entries[0].servable.batching or self.limits
+        halves = [batch.entries[:middle], batch.entries[middle:]]
+        return [self._batch("bisect", part, batch, batching) for part in halves]
 
-    def _closes(self, queue: _Queue, now_ns: int) -> bool:
-        head = queue.entries[0]
-        limits = self._batching(head)
-        if limits.delay_ns == 0 or queue.rows >= limits.max_batch_rows:
-            return True
-        return head.alone or now_ns - head.arrived_ns >= limits.delay_ns
-
-    def _take(self, key: Hashable, queue: _Queue) -> Batch:
-        entries = [queue.entries.popleft()]
-        rows, limit = entries[0].rows, self._batching(entries[0]).max_batch_rows
-        while queue.entries and not entries[0].alone and rows + queue.entries[0].rows <= limit:
-            entries.append(queue.entries.popleft())
-            rows += entries[-1].rows
-        queue.rows -= rows
+    def _batch(self, reason: str, entries: list[Entry], like: Queue | Batch, batching: Batching) -> Batch:
+        rows = 0
         for entry in entries:
-            self._count(entry, -1)
-        self._tidy(key, queue)
-        return Batch(key, entries, rows)
+            rows += entry.rows
+        padding = _padded(rows, batching) - rows if batching.allowed and not entries[0].alone else 0
+        self._numbers += 1
+        return Batch(self._numbers, reason, entries, rows, padding, like.form, like.times)
 
-    def _count(self, entry: Entry, sign: int) -> None:
-        backlog = self._backlogs[id(entry.servable)]
-        backlog.rows += sign * entry.rows
-        backlog.requests += sign
-        self.rows += sign * entry.rows
-        self._requests += sign
-        if not backlog.requests:
-            del self._backlogs[id(entry.servable)]
+    def _batching(self, queue: Queue) -> Batching:
+        return queue.entries[0].servable.batching or self.limits
 
-    def _tidy(self, key: Hashable, queue: _Queue) -> None:
+    def _closes(self, queue: Queue, now_ns: int) -> tuple[str, int]:
+        """Why the head batch of a queue closes now, and the rows it has at most; "" if it does not."""
+        batching = self._batching(queue)
+        most = batching.max_batch_rows
+        if queue.alone:
+            return "alone", queue.entries[0].rows
+        if queue.rows >= most:
+            return ("split" if queue.entries[0].is_part else "full"), most
+        if batching.delay_ns == 0:
+            return "no-delay", most
+        if batching.preferred and queue.rows >= batching.preferred[0]:
+            return "preferred", batching.preferred[bisect_right(batching.preferred, queue.rows) - 1]
+        if now_ns - queue.entries[0].arrived_ns >= batching.delay_ns:
+            return "due", most
+        return ("deadline" if now_ns >= self._due(queue) else ""), most
+
+    def _due(self, queue: Queue) -> int:
+        """When a queue's head batch closes if nothing more comes."""
+        head, batching = queue.entries[0], self._batching(queue)
+        if queue.alone or batching.delay_ns == 0:
+            return head.arrived_ns
+        due = head.arrived_ns + batching.delay_ns
+        if queue.deadline_ns == NEVER_NS:
+            return due
+        run = expected_ns(queue.times, _padded(queue.rows, batching), head.servable) * DEADLINE_SLACK
+        return min(due, queue.deadline_ns - int(run) - DEADLINE_SLACK_NS)
+
+    def _is_short(self, queue: Queue, rows: int, room_ns: float) -> bool:
+        """Whether a run is predicted to be short enough; what cannot be predicted is not."""
+        head = queue.entries[0]
+        if not head.servable.predictable or (queue.form.text and queue.nbytes > MUCH_TEXT):
+            return False
+        size = rows if queue.alone else _padded(rows, self._batching(queue))
+        return 0 < queue.times[size.bit_length()] <= room_ns
+
+    def _take(self, flow: Flow, queue: Queue, reason: str, most: int, now_ns: int) -> Batch | None:
+        """The head batch of a queue, without what is gone; None where all of it is."""
+        head, batching = queue.entries[0], self._batching(queue)
+        entries = self._head(flow, queue, most)
+        flow.turns.rotate(-1)
         if not queue.entries:
-            del self._queues[key]
-            self._turns.remove(key)
+            flow.turns.pop()
+            if not flow.turns:
+                self._active.remove(flow)
+        elif batching.delay_ns and queue.rows < batching.max_batch_rows:
+            queue.deadline_ns = first_deadline(queue)
+        live = [e for e in entries if not e.cancelled and (e.deadline_ns > now_ns or not e.deadline_ns)]
+        if len(live) != len(entries):
+            kept = set(map(id, live))
+            self.gone += [e for e in entries if id(e) not in kept]
+            if not live:
+                return None
+        batch = self._batch(reason, live, queue, batching)
+        charge = expected_ns(batch.times, batch.rows + batch.padding, head.servable) or UNKNOWN_RUN_NS
+        self._clock_ns = max(self._clock_ns, flow.used_ns)
+        flow.used_ns += charge
+        batch.charged_ns = charge
+        return batch
+
+    def _head(self, flow: Flow, queue: Queue, most: int) -> list[Entry]:
+        """Take as many entries from a queue as fit into so many rows, at least one."""
+        waiting = queue.entries
+        if queue.rows <= most and not queue.alone:
+            entries, rows, nbytes = list(waiting), queue.rows, queue.nbytes
+            waiting.clear()
+        else:
+            entries = [waiting.popleft()]
+            rows, nbytes = entries[0].rows, entries[0].nbytes
+            while waiting and not queue.alone and rows + waiting[0].rows <= most:
+                entry = waiting.popleft()
+                rows, nbytes = rows + entry.rows, nbytes + entry.nbytes
+                entries.append(entry)
+        left(flow, queue, len(entries), rows, nbytes)
+        return entries
 
 
-def batch_key(entry: Entry) -> Hashable:
-    """What two requests must share to run together: servable, signature, sizes behind axis 0.
-
-    A request that runs alone shares nothing, and all of its sizes count.
-    """
-    return (
-        id(entry.servable),
-        entry.signature,
-        entry.alone,
-        tuple(x.shape if entry.alone else x.shape[1:] for x in entry.inputs.values()),
-    )
+def _padded(rows: int, batching: Batching) -> int:
+    """The rows of a run: the next allowed size."""
+    allowed = batching.allowed
+    if not allowed or rows >= allowed[-1]:
+        return rows
+    return allowed[bisect_left(allowed, rows)]

@@ -7,6 +7,10 @@ batches that are surely shorter than a hand-over to a thread: a predicted time o
 most INLINE_RUN_NS, weights in private memory (a mapped page might have to come from the
 disk), and at most INLINE_TICK_NS in one tick, so that sockets are served in between.
 
+Worker threads need the interpreter's lock when a run ends. A loop that always has
+something to do hands it over every 5 ms at best, so while a run is outstanding the loop
+lets go of it in passing, and from a timer for when no requests come through here.
+
 A batch that fails is split in halves until the requests that fail are alone with their
 error; their neighbours get their answers.
 """
@@ -19,35 +23,42 @@ import math
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable
 from queue import SimpleQueue
 
 from ..errors import DeadlineExceeded, ExecutionFailed, MserveError, Overloaded, Unavailable
 from ..loader.servable import BATCH_BUCKETS, Servable
-from ..tensors import Array
+from .assembly import Outputs, run_batch
 from .batcher import Batch, Batcher, Entry, Limits
 
 log = logging.getLogger("mserve")
 
 INLINE_RUN_NS = 150_000
 INLINE_TICK_NS = 500_000
-INLINE_TEXTS, INLINE_TEXT = 1 << 10, 64 << 10
-SIZES_MAX = 1 << 10
 RETRY_AFTER_MAX_S = 60
 SWEEP_S = 0.05
+MAKE_WAY_NS, GUARD_S = 200_000, 0.001
 
-Outputs = list[list[Array]]
+Observer = Callable[[Batch, int, MserveError | None], None]
 
 
 class Executor:
-    """Takes entries, answers each exactly once, on the event-loop thread."""
+    """Takes entries, answers each exactly once, on the event-loop thread.
 
-    def __init__(self, limits: Limits, workers: int) -> None:
+    `on_batch`, where there is one, is called once for each batch that has run, when its
+    requests are answered: the batch, its run time in nanoseconds, and the error if it failed.
+    """
+
+    def __init__(self, limits: Limits, workers: int, on_batch: Observer | None = None) -> None:
         self.batcher = Batcher(limits)
+        self.on_batch = on_batch
         self._loop = asyncio.get_running_loop()
         self._pumping = False
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_ns = 0
         self._sweeper: asyncio.TimerHandle | None = None
+        self._guard: asyncio.TimerHandle | None = None
+        self._made_way_ns = 0
         self._free = workers
         self._running: set[Batch] = set()
         self._work_queue: SimpleQueue[Batch | None] = SimpleQueue()
@@ -63,76 +74,88 @@ class Executor:
         Raises Overloaded when the queue is full, or so long that the request's time will
         be over before its turn; it says when to try again.
         """
-        wait_ns = self.check_room(entry.servable)
-        if wait_ns and 0 < entry.deadline_ns < time.monotonic_ns() + wait_ns:
-            error = Overloaded(
-                "the queue is too long for the request's time",
-                expected=f"a wait of at most {(entry.deadline_ns - entry.arrived_ns) / 1e9:.3g} s",
-                found=f"about {wait_ns / 1e9:.3g} s",
-            )
-            error.retry_after_s = _retry_after_s(wait_ns)
-            raise error
-        self.batcher.add(entry)
-        entry.servable.in_flight += 1
+        servable, batcher = entry.servable, self.batcher
+        if batcher and servable.stats.knows_drain:
+            self._check_wait(entry)
+        try:
+            batcher.add(entry)
+        except Overloaded as error:
+            error.retry_after_s = _retry_after_s(self._wait_ns(servable))
+            raise
+        servable.in_flight += 1
         if not self._pumping:
             self._pumping = True
             self._loop.call_soon(self._pump)
-        if entry.deadline_ns and self._sweeper is None:
+        if self._sweeper is None and entry.deadline_ns:
             self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
 
-    def check_room(self, servable: Servable) -> float:
-        """How long a request for a servable will wait, in nanoseconds, as far as is known.
+    def check_room(self, servable: Servable) -> None:
+        """Whether there is room for one more request, to be asked before anything is spent on it.
 
-        Raises Overloaded when its queue is full, with the time after which to try again.
+        Raises Overloaded when a servable's queue is full, with the time after which to try again.
         """
-        if not len(self.batcher):
-            return 0.0
-        wait_ns = servable.stats.expected_wait_ns(self.batcher.backlog(servable).rows)
-        try:
-            self.batcher.check_room(servable)
-        except Overloaded as error:
-            error.retry_after_s = _retry_after_s(wait_ns)
-            raise
-        return wait_ns
+        if self.batcher:
+            try:
+                self.batcher.check_room(servable)
+            except Overloaded as error:
+                error.retry_after_s = _retry_after_s(self._wait_ns(servable))
+                raise
+
+    def _wait_ns(self, servable: Servable) -> float:
+        """How long a request for a servable will wait, as far as is known."""
+        return servable.stats.expected_wait_ns(self.batcher.backlog(servable).rows)
+
+    def _check_wait(self, entry: Entry) -> None:
+        wait_ns = self._wait_ns(entry.servable)
+        if not 0 < entry.deadline_ns < time.monotonic_ns() + wait_ns or not wait_ns:
+            return
+        error = Overloaded(
+            "the queue is too long for the request's time",
+            expected=f"a wait of at most {(entry.deadline_ns - entry.arrived_ns) / 1e9:.3g} s",
+            found=f"about {wait_ns / 1e9:.3g} s",
+        )
+        error.retry_after_s = _retry_after_s(wait_ns)
+        raise error
 
     def close(self) -> None:
         """Stop the worker threads and refuse what still waits."""
         for entry in self.batcher.remove(lambda _: True):
-            self._answer(entry, Unavailable("the server is shutting down"))
+            entry.answer(Unavailable("the server is shutting down"))
         for _ in self._threads:
             self._work_queue.put(None)
         for thread in self._threads:
             thread.join(timeout=10)
-        for timer in (self._timer, self._sweeper):
+        for timer in (self._timer, self._sweeper, self._guard):
             if timer:
                 timer.cancel()
 
     def idle(self) -> bool:
         """Whether nothing waits and nothing runs."""
-        return not self._running and not self.batcher.rows and not len(self.batcher)
+        return not self._running and not self.batcher
 
     def _pump(self) -> None:
         """Close batches while an executor is free for them."""
         self._pumping = False
         now = time.monotonic_ns()
-        inline_left = INLINE_TICK_NS
-
-        def free(head: Entry, rows: int) -> bool:
-            return self._free > 0 or _predict(head, rows) <= min(INLINE_RUN_NS, inline_left)
-
-        while (batch := self.batcher.next_batch(now, free)) is not None:
-            batch.entries = [e for e in batch.entries if not self._dropped(e, now)]
-            if not batch.entries:
-                continue
-            self._count(batch, time.monotonic_ns())
-            predicted = _predict(batch.entries[0], batch.rows)
-            if predicted <= min(INLINE_RUN_NS, inline_left):
-                inline_left -= int(predicted)
+        batcher, left = self.batcher, INLINE_TICK_NS
+        room = INLINE_RUN_NS
+        while batch := batcher.next_batch(now, free=self._free > 0, room_ns=room):
+            if batch.inline:
+                left -= int(batch.charged_ns)
+                room = min(INLINE_RUN_NS, left)
+                # An answer may have caused the next request, so the time is read again.
+                self._start(batch, time.monotonic_ns())
                 batch.entries[0].servable.stats.inline += 1
                 self._finish(batch, *_timed_run(batch, time.perf_counter_ns))
             else:
+                self._start(batch, time.monotonic_ns())
                 self._send(batch)
-        self._come_back(spent=inline_left < INLINE_TICK_NS)
+        if batcher.gone:
+            self._answer_gone(now)
+        if self._running:
+            self._make_way()
+        if batcher:
+            self._come_back(spent=left < INLINE_TICK_NS)
 
     def _send(self, batch: Batch) -> None:
         """Hand a batch to the worker threads."""
@@ -140,34 +163,52 @@ class Executor:
         batch.options = batch.entries[0].servable.run_options(batch.entries[0].signature)
         self._running.add(batch)
         self._work_queue.put(batch)
+        if self._guard is None:
+            self._guard = self._loop.call_later(GUARD_S, self._on_guard)
+
+    def _make_way(self) -> None:
+        """Let a worker have the interpreter's lock, if it wants it."""
+        if time.monotonic_ns() - self._made_way_ns >= MAKE_WAY_NS:
+            time.sleep(0)
+            self._made_way_ns = time.monotonic_ns()
+
+    def _on_guard(self) -> None:
+        self._guard = None
+        if self._running:
+            self._make_way()
+            self._guard = self._loop.call_later(GUARD_S, self._on_guard)
 
     def _come_back(self, *, spent: bool) -> None:
-        """Pump again when the oldest batch is due, or next tick if only this tick's budget held it back."""
+        """Pump again when the first batch is due, or next tick if only this tick's budget held it back."""
         due = self.batcher.due_at_ns()
-        if due is None or self._timer is not None or not (self._free > 0 or spent):
+        if due is None or not (self._free > 0 or spent):
             return
-        delay = max(0, due - time.monotonic_ns()) / 1e9
-        self._timer = self._loop.call_later(delay, self._on_timer)
+        if self._timer is not None:
+            if self._timer_ns <= due:
+                return
+            self._timer.cancel()
+        self._timer_ns = due
+        self._timer = self._loop.call_later(max(0, due - time.monotonic_ns()) / 1e9, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
         self._pump()
 
-    def _dropped(self, entry: Entry, now: int) -> bool:
-        """Whether nobody waits for the entry any more, or no longer; such work is not done."""
-        if entry.cancelled:
-            self._answer(entry, Unavailable("the client has left"))
-        elif 0 < entry.deadline_ns <= now:
-            self._answer(entry, _too_late("waiting in the queue"))
-        return entry.cancelled
+    def _answer_gone(self, now: int) -> None:
+        """Answer what the batcher left out: nobody waits for it any more, or no longer."""
+        gone, self.batcher.gone = self.batcher.gone, []
+        for entry in gone:
+            late = 0 < entry.deadline_ns <= now and not entry.cancelled
+            entry.answer(_too_late("waiting in the queue") if late else Unavailable("the client has left"))
 
-    def _count(self, batch: Batch, now: int) -> None:
-        batch.rows = sum(e.rows for e in batch.entries)
-        stats = batch.entries[0].servable.stats
+    def _start(self, batch: Batch, now: int) -> None:
+        entries = batch.entries
+        stats = entries[0].servable.stats
         stats.batches += 1
         stats.rows += batch.rows
+        stats.padding += batch.padding
         stats.batch_rows[bisect_left(BATCH_BUCKETS, batch.rows)] += 1
-        for entry in batch.entries:
+        for entry in entries:
             entry.started_ns = now
             stats.queue_ns += now - entry.arrived_ns
 
@@ -191,56 +232,48 @@ class Executor:
             self._pump()
 
     def _finish(self, batch: Batch, outputs: Outputs, error: Exception | None, run_ns: int) -> None:
-        servable = batch.entries[0].servable
-        stats, now = servable.stats, time.monotonic_ns()
+        entries = batch.entries
+        servable, batcher, now = entries[0].servable, self.batcher, time.monotonic_ns()
+        stats = servable.stats
         stats.run_ns += run_ns
         stats.batch_ns[bisect_left(BATCH_BUCKETS, batch.rows)] += run_ns
-        stats.drained(batch.rows, now, more=self.batcher.waits_for(servable))
-        for entry in batch.entries:
+        stats.drained(batch.rows, now, more=bool(batcher) and batcher.backlog(servable).requests > 0)
+        batcher.ran(batch, run_ns, failed=error is not None)
+        for entry in entries:
             entry.ended_ns = now
-        if error is None:
-            _learn(batch, run_ns)
-            for entry, result in zip(batch.entries, outputs, strict=True):
-                self._answer(entry, result)
-        elif len(batch.entries) == 1:
-            self._answer(batch.entries[0], _as_error(error))
+        failure = None if error is None else _as_error(error)
+        if failure is None:
+            for entry, result in zip(entries, outputs, strict=True):
+                entry.answer(result)
+        elif len(entries) == 1:
+            entries[0].answer(failure)
         else:
-            self._bisect(batch)
+            for half in batcher.halves(batch):
+                self._send(half)
+        if self.on_batch is not None:
+            self._observe(batch, run_ns, failure)
 
-    def _bisect(self, batch: Batch) -> None:
-        """Run the halves of a failed batch, so that a bad request fails alone."""
-        middle = len(batch.entries) // 2
-        for part in (batch.entries[:middle], batch.entries[middle:]):
-            self._send(Batch(batch.key, part, sum(e.rows for e in part)))
-
-    def _answer(self, entry: Entry, result: Sequence[Array] | MserveError) -> None:
-        entry.servable.in_flight -= 1
-        if not entry.cancelled:
-            _reply(entry, result)
+    def _observe(self, batch: Batch, run_ns: int, failure: MserveError | None) -> None:
+        try:
+            if self.on_batch is not None:
+                self.on_batch(batch, run_ns, failure)
+        except Exception:  # the requests are answered; what is wrong with noting that is not theirs
+            log.exception("our bug while noting a batch")
 
     def _sweep(self) -> None:
         """Answer requests whose deadline has passed, also while their model is busy."""
         self._sweeper = None
         now = time.monotonic_ns()
         for entry in self.batcher.remove(lambda e: 0 < e.deadline_ns <= now or e.cancelled):
-            self._answer(entry, _too_late("waiting in the queue"))
+            entry.answer(_too_late("waiting in the queue"))
         for batch in self._running:
             for entry in batch.entries:
                 if 0 < entry.deadline_ns <= now and not entry.cancelled:
-                    _reply(entry, _too_late("running"))
+                    entry.give(_too_late("running"))
             if batch.options is not None and all(e.cancelled for e in batch.entries):
                 batch.options.terminate = True  # nobody waits for it, and others wait for its thread
         if not self.idle():
             self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
-
-
-def _reply(entry: Entry, result: Sequence[Array] | MserveError) -> None:
-    """Answer an entry; whatever goes wrong in that is not its neighbours' business."""
-    entry.cancelled = True
-    try:
-        entry.reply(result)
-    except Exception:
-        log.exception("our bug while answering a request")
 
 
 def _retry_after_s(wait_ns: float) -> int:
@@ -249,37 +282,6 @@ def _retry_after_s(wait_ns: float) -> int:
 
 def _too_late(where: str) -> DeadlineExceeded:
     return DeadlineExceeded(f"the deadline passed while the request was {where}")
-
-
-def _predict(head: Entry, rows: int) -> float:
-    """Predicted run time in nanoseconds; what cannot be told from sizes seen before counts as long."""
-    if not head.servable.predictable or _text_size(head) > INLINE_TEXT:
-        return float("inf")
-    return head.servable.stats.curve.get(_size(head, rows), float("inf"))
-
-
-def _size(entry: Entry, rows: int) -> Hashable:
-    """The size of a run, as far as its time depends on it: each axis to the next power of two."""
-    shapes: tuple[tuple[int, ...], ...] = entry.key[3]  # type: ignore[index]
-    axes = tuple(size.bit_length() for shape in shapes for size in shape)
-    return entry.signature, rows.bit_length(), axes
-
-
-def _text_size(entry: Entry) -> int:
-    """Characters of a request's texts; many texts count as too many without being read."""
-    texts = [x for x in entry.inputs.values() if x.dtype.hasobject]
-    if sum(x.size for x in texts) > INLINE_TEXTS:
-        return INLINE_TEXT + 1
-    return sum(len(text) for x in texts for text in x.ravel().tolist())
-
-
-def _learn(batch: Batch, run_ns: int) -> None:
-    """Keep a high estimate of the run time by size: it rises at once and falls slowly."""
-    curve, key = batch.entries[0].servable.stats.curve, _size(batch.entries[0], batch.rows)
-    known = curve.get(key, 0.0)
-    if not known and len(curve) >= SIZES_MAX:
-        curve.clear()
-    curve[key] = max(float(run_ns), known * 0.95 + run_ns * 0.05)
 
 
 def _as_error(error: Exception) -> MserveError:
@@ -294,31 +296,3 @@ def _timed_run(batch: Batch, clock: Callable[[], int]) -> tuple[Outputs, Excepti
         return run_batch(batch), None, clock() - start
     except Exception as error:
         return [], error, clock() - start
-
-
-def run_batch(batch: Batch) -> Outputs:
-    """Join the entries' inputs along axis 0, run once, split the outputs: one list for each entry.
-
-    Raises ExecutionFailed when the model does not return a row for each row it was given.
-    """
-    entries = batch.entries
-    first = entries[0]
-    if len(entries) == 1:
-        return [list(first.servable.compute(first.signature, first.inputs, batch.options))]
-    import numpy as np
-
-    joined = {alias: np.concatenate([e.inputs[alias] for e in entries]) for alias in first.inputs}
-    outputs = first.servable.compute(first.signature, joined, batch.options)
-    for alias, output in zip(first.servable.signatures[first.signature].outputs, outputs, strict=True):
-        if output.ndim == 0 or len(output) != batch.rows:
-            raise ExecutionFailed(
-                f"output {alias!r} does not have a row for each input row",
-                expected=batch.rows,
-                found=list(output.shape),
-            )
-    results: Outputs = []
-    at = 0
-    for entry in entries:
-        results.append([output[at : at + entry.rows] for output in outputs])
-        at += entry.rows
-    return results

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..batching.batcher import Entry, Limits
 from ..batching.executor import Executor
+from ..defaults import fill_defaults
 from ..errors import MserveError, UsageError
 from ..format import open_bundle
 from ..front import Front, Query
@@ -18,7 +19,7 @@ from ..loader.plan import ModelConfig
 from ..loader.reconciler import Model
 from ..loader.servable import Servable, load
 from ..runtime.ort import cpu_budget
-from ..tensors import Array, Signature, check_inputs, fill_defaults
+from ..tensors import Array, Signature, check_inputs
 from ..wire import tfs_json
 from .client import Connection, Done
 from .recorder import OK

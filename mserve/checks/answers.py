@@ -19,6 +19,7 @@ from ..numerics import compare
 from ..runtime.engines import open_engines
 from ..tensors import Array, Signature, TensorSpec, dtype_of, show_shape
 from .findings import CODES, Finding, Tolerance
+from .padding import padding
 
 BATCH_SIZES = (2, 3, 8, 17)
 ROWS_TRIED = 4
@@ -26,17 +27,20 @@ LOOSE = 0.05
 
 
 def answers(bundle: Bundle, tolerance: Tolerance, *, full: bool) -> Iterator[Finding]:
-    """Golden outputs within the tolerance; with `full`, declared shapes and independent rows."""
+    """Golden outputs within the tolerance, and answers that padding leaves alone; with `full`,
+    declared shapes and independent rows.
+    """
     try:
         sessions = open_engines(bundle)
     except MserveError as error:
         yield Finding("load", "export.meta", str(error))
         return
-    if bundle.metagraph.golden is None:
+    record, golden = bundle.metagraph.golden, {}
+    if record is None:
         yield Finding("golden-absent", GOLDEN_FILE, CODES["golden-absent"][1])
-        return
     try:
-        golden = unpack(bundle.file(bundle.metagraph.golden), bundle.metagraph.signatures)
+        if record is not None:
+            golden = unpack(bundle.file(record), bundle.metagraph.signatures)
         servable = Servable(bundle, sessions, golden)
         for name, sample in golden.items():
             outputs = servable.run(sample.inputs, name)
@@ -44,6 +48,8 @@ def answers(bundle: Bundle, tolerance: Tolerance, *, full: bool) -> Iterator[Fin
             if full:
                 yield from _declared(name, servable.signatures[name], sample, outputs)
                 yield from _independent(servable, name, sample, tolerance)
+        for name in servable.signatures:
+            yield from padding(servable, name, golden.get(name), tolerance)
     except MserveError as error:
         yield Finding("golden-run", GOLDEN_FILE, str(error))
 

@@ -26,6 +26,7 @@ CODES: dict[str, tuple[str, str]] = {
     "output-shape": (ERROR, "an output does not have its declared shape or dtype (--full)"),
     "batch-neighbours": (ERROR, "a row's answer depends on the other rows of its batch (--full)"),
     "batch-size": (ERROR, "a row's answer depends on how many rows its batch has (--full)"),
+    "padding": (ERROR, "an input that may be padded gives other answers when it is"),
     "not-a-number": (WARNING, "the model answers golden inputs with NaN or infinity (--full)"),
 }
 

@@ -55,8 +55,13 @@ def port_rows(label: str, signature: Mapping[str, Any]) -> list[tuple[object, ..
         for alias, spec in signature.get(side, {}).items():
             kind = "" if spec.get("kind", "dense") == "dense" else f" {spec['kind']}"
             tensor = ", ".join(spec["parts"]) if spec.get("parts") else spec["tensor"]
-            rows.append((label, side[:-1], alias, spec["dtype"] + kind, show_shape(spec["shape"]), tensor))
+            shape = show_shape(spec["shape"]) + _padded(spec.get("pad"))
+            rows.append((label, side[:-1], alias, spec["dtype"] + kind, shape, tensor))
     return rows
+
+
+def _padded(pad: Mapping[str, Any] | None) -> str:
+    return f", axis {pad['axis']} padded to {', '.join(map(str, pad['buckets']))}" if pad else ""
 
 
 def weight(one: Weight, chunks: Callable[[], Iterable[bytes]]) -> dict[str, Any]:

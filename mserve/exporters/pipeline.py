@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..defaults import fill_defaults
 from ..errors import InputError, ModelRefused, UnsafePath, UsageError
 from ..examples import generate
 from ..files import read_text
@@ -30,7 +31,7 @@ from ..format.writer import Staging, stage
 from ..numerics import compare
 from ..runtime.engines import Engine, engines_for
 from ..runtime.weights import Weights, map_file
-from ..tensors import ANY_DIM, DEFAULT_SIGNATURE, Array, Signature, check_inputs, fill_defaults, plain_text
+from ..tensors import ANY_DIM, DEFAULT_SIGNATURE, Array, Signature, check_inputs, plain_text
 from . import onnx_model, partitions, signatures, table
 from .onnx_model import Source
 
@@ -284,6 +285,8 @@ def _settled(
     for name, signature in proposed.items():
         chosen[name], sizes[name], note = signatures.settle_batch_axis(signature, _runner(engines[name]))
         notes += [f"{name}: {note}"] if note else []
+        if chosen[name].batch_axis is None and any(s.pad for s in signature.inputs.values()):
+            notes.append(f"{name}: requests run alone, so that nothing is padded")
     return chosen, sizes, notes
 
 

@@ -15,6 +15,7 @@ from ..errors import InputError, MserveError, UsageError
 from ..examples import generate
 from ..files import read_text
 from ..numerics import compare
+from ..padding import Pad
 from ..tensors import (
     ANY_DIM,
     BY_ONNX,
@@ -27,6 +28,7 @@ from ..tensors import (
     TensorSpec,
     is_dim,
     is_range,
+    pad_problems,
     show_shape,
 )
 
@@ -242,7 +244,10 @@ def _from_table(table: Any, known: Mapping[str, TensorSpec], where: str) -> Sign
         if not isinstance(given, dict):
             raise UsageError("not a table", where=f"{where}.{side}", found=given)
         ports[side] = {alias: _port(alias, port, known, f"{where}.{side}") for alias, port in given.items()}
-    signature = Signature(method, ports["inputs"], ports["outputs"], axis)
+    inputs = _with_buckets(ports["inputs"])
+    for alias, problem in pad_problems(inputs):
+        raise UsageError("inputs cannot be padded so", where=f"{where}.inputs.{alias}", found=problem)
+    signature = Signature(method, inputs, ports["outputs"], axis)
     _check_method(signature, where)
     if axis is not None and not may_batch(signature):
         specs = {**ports["inputs"], **ports["outputs"]}
@@ -265,6 +270,8 @@ PORT_KEYS: dict[str, dict[str, type | tuple[type, ...]]] = {
         "doc": str,
         "default": (bool, int, float, str, list),
         "range": list,
+        "pad": dict,
+        "length_of": str,
     },
     "outputs": {"tensor": str, "dtype": str, "shape": list, "doc": str, "labels": str},
 }
@@ -295,9 +302,31 @@ def _port(alias: str, port: Any, known: Mapping[str, TensorSpec], where: str) ->
         default=port.get("default"),
         range=tuple(span) if span else None,
         labels=port.get("labels", ""),
+        pad=_pad(port.get("pad"), f"{at}.pad"),
+        length_of=port.get("length_of", ""),
     )
     _check_default(spec, at)
     return spec
+
+
+def _pad(table: dict[str, Any] | None, where: str) -> Pad | None:
+    if table is None:
+        return None
+    _only(table, ("axis", "value", "buckets"), where)
+    try:
+        return Pad.from_json(table)
+    except ValueError as error:
+        raise UsageError("bad pad", where=where, expected=error, found=table) from error
+
+
+def _with_buckets(inputs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
+    """Padded inputs without buckets have those of the input that has the same symbol."""
+    padded = {a: (s, s.pad, (s.shape or ())[s.pad.axis : s.pad.axis + 1]) for a, s in inputs.items() if s.pad}
+    known = {symbol: pad.buckets for _, pad, symbol in padded.values() if pad.buckets}
+    return {**inputs} | {
+        alias: replace(spec, pad=replace(pad, buckets=pad.buckets or known.get(symbol, ())))
+        for alias, (spec, pad, symbol) in padded.items()
+    }
 
 
 def _narrowed(graph: Shape, given: list[Any] | None, at: str) -> Shape:

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 from ..errors import BundleError, EnvironmentProblem, MserveError
@@ -241,7 +240,7 @@ class Reconciler:
         else:
             slot.servable, slot.error, slot.attempts = servable, None, 0
             servable.version = slot.version
-            servable.stats = replace(model.stats.pop(slot.version, servable.stats), curve={})
+            servable.stats = model.stats.pop(slot.version, servable.stats)
             slot.load_ns = time.monotonic_ns() - start
             slot.become(State.AVAILABLE)
             model.loads["ok"] += 1

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import enum
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..defaults import fill_defaults
 from ..errors import BundleIncomplete, InputError, ModelRefused, NotFound, RequestError
 from ..examples import generate, generated_bytes
 from ..files import read_text
@@ -25,7 +26,7 @@ from ..format.golden import Golden, unpack
 from ..format.locks import Lock, acquire
 from ..runtime.engines import Engine, open_engines
 from ..runtime.ort import threads_max
-from ..tensors import DEFAULT_SIGNATURE, Array, Signature, check_inputs, fill_defaults, plain_text
+from ..tensors import DEFAULT_SIGNATURE, Array, Signature, check_inputs, plain_text
 from ..wire.oip_plan import Plans
 from .cache import local_copy
 from .warm_up import runs_long, warm_up
@@ -75,19 +76,25 @@ DRAIN_KNOWN_NS = 250_000_000
 
 @dataclass(frozen=True, slots=True)
 class Batching:
-    """Rows of a batch at most, and how long its first request may wait for others, in nanoseconds."""
+    """How batches close: rows at most, and how long the first request may wait for others, in nanoseconds.
+
+    With `allowed` (rising, the last is `max_batch_rows`) a batch is filled up to the next of
+    these sizes. A batch that reaches one of the `preferred` sizes (rising) does not wait.
+    """
 
     max_batch_rows: int = 128
     delay_ns: int = 0
+    allowed: tuple[int, ...] = field(default=(), kw_only=True)
+    preferred: tuple[int, ...] = field(default=(), kw_only=True)
 
 
 @dataclass(slots=True)
 class Stats:
     """Plain counters of one servable, written by the thread that owns it, read by anyone.
 
-    `batch_ns` is the run time of the batches of each bucket of `batch_rows`. `curve` is a
-    high estimate of the run time in nanoseconds, by signature and sizes. `drain_rows` and
-    `drain_ns` tell how fast rows went lately while others waited; see `expected_wait_ns`.
+    `batch_ns` is the run time of the batches of each bucket of `batch_rows`; `padding` counts
+    rows that were run only to fill batches up. `drain_rows` and `drain_ns` tell how fast
+    rows went lately while others waited; see `expected_wait_ns`.
     """
 
     batches: int = 0
@@ -97,7 +104,7 @@ class Stats:
     run_ns: int = 0
     queue_ns: int = 0
     inline: int = 0
-    curve: dict[Hashable, float] = field(default_factory=dict)
+    padding: int = 0
     drain_rows: float = 0.0
     drain_ns: float = 0.0
     drained_at_ns: int = 0
@@ -111,9 +118,14 @@ class Stats:
                 self.drain_rows, self.drain_ns = self.drain_rows / 2, self.drain_ns / 2
         self.drained_at_ns = now_ns if more else 0
 
+    @property
+    def knows_drain(self) -> bool:
+        """Whether the rate at which rows go is known."""
+        return self.drain_ns > DRAIN_KNOWN_NS
+
     def expected_wait_ns(self, rows: int) -> float:
         """How long so many waiting rows will take, as far as is known; 0 where it is not."""
-        return rows * self.drain_ns / self.drain_rows if self.drain_ns > DRAIN_KNOWN_NS else 0.0
+        return rows * self.drain_ns / self.drain_rows if self.knows_drain else 0.0
 
 
 class Servable:

@@ -55,18 +55,24 @@ def _model_config(name: str, table: ModelTable, batching: BatchingTable) -> Mode
             policy = Policy(versions=listed)
         case latest:
             policy = Policy(latest)
-    own = table.batching
     override = None
-    if own != ModelBatching():
-        rows = batching.max_batch if own.max_batch is None else own.max_batch
-        delay_ms = batching.delay_ms if own.delay_ms is None else own.delay_ms
-        override = Batching(rows, _ms(delay_ms))
+    if table.batching != ModelBatching():
+        rows, delay_ms, allowed, preferred = table.batching.over(batching)
+        override = Batching(rows, _ms(delay_ms), allowed=allowed, preferred=preferred)
     first = table.transition == "unload-first"
     return ModelConfig(name, table.base_path, policy, table.labels, first, override)
 
 
 def _limits(table: BatchingTable) -> Limits:
-    return Limits(table.max_batch, _ms(table.delay_ms), table.max_queue)
+    rows, delay_ms, allowed, preferred = ModelBatching().over(table)
+    return Limits(
+        rows,
+        _ms(delay_ms),
+        table.max_queue,
+        table.max_queue_bytes,
+        allowed=allowed,
+        preferred=preferred,
+    )
 
 
 def _ms(milliseconds: float) -> int:

@@ -262,9 +262,21 @@ def _contradictions(config: Config) -> Iterator[InputError]:
         yield _clash(config, "server.models", "models in a directory, or [models.NAME] tables", "both")
     if limits.buffered < limits.body:
         yield _clash(config, "limits.buffered", f"at least limits.body, {limits.body}", limits.buffered)
+    yield from _sizes_too_large(config, "batching", config.batching, config.batching.max_batch)
+    for name, model in config.models.items():
+        most = model.batching.max_batch or config.batching.max_batch
+        yield from _sizes_too_large(config, f"models.{dotted(name)}.batching", model.batching, most)
     for one, other in (("cert", "key"), ("key", "cert"), ("client_ca", "cert")):
         if getattr(tls, one) and not getattr(tls, other):
             yield _clash(config, f"tls.{one}", f"tls.{other} besides it", "none")
+
+
+def _sizes_too_large(config: Config, table: str, batching: Any, most: int) -> Iterator[InputError]:
+    """Sizes of batches beyond the limit that goes with them."""
+    for key in ("allowed_batch", "preferred_batch"):
+        sizes = getattr(batching, key) or (0,)
+        if sizes[-1] > most:
+            yield _clash(config, f"{table}.{key}", f"sizes up to max_batch, {most}", sizes[-1])
 
 
 def _with_found_models(config: Config, source: Source, known: Collection[Path]) -> Config:

@@ -69,14 +69,14 @@ def predict_body(signature: Signature, name: str, *, needed: bool) -> Schema:
 
 
 def _named(signature: Signature, ports: Mapping[str, Schema]) -> Schema:
-    required = [alias for alias, spec in signature.inputs.items() if spec.default is None]
+    required = [alias for alias, spec in signature.inputs.items() if not spec.optional]
     schema = object_of("", **ports) | {"additionalProperties": False}
     return schema | ({"required": required} if required else {})
 
 
 def infer_body(signature: Signature, name: str, *, needed: bool) -> Schema:
     """An /infer body for a signature; `needed` tells whether it must be named."""
-    required = [alias for alias, spec in signature.inputs.items() if spec.default is None]
+    required = [alias for alias, spec in signature.inputs.items() if not spec.optional]
     parameters = {
         **PARAMETERS,
         "properties": {"signature_name": {"enum": [name, *([] if needed else [""])]}},

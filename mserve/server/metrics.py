@@ -210,6 +210,9 @@ class Metrics:
         queue = CounterMetricFamily(
             "mserve_queue_seconds", "Time that requests waited for a batch.", labels=labels
         )
+        padding = CounterMetricFamily(
+            "mserve_padding_rows", "Rows that were run only to fill a batch up.", labels=labels
+        )
         inline = CounterMetricFamily("mserve_inline_batches", "Batches run on the event loop.", labels=labels)
         flight = GaugeMetricFamily(
             "mserve_in_flight", "Requests accepted and not yet answered.", labels=labels
@@ -236,12 +239,13 @@ class Metrics:
                 batch.add_metric(label, _buckets(BATCH_BUCKETS, stats.batch_rows), stats.rows)
                 run.add_metric(label, stats.run_ns / 1e9)
                 queue.add_metric(label, stats.queue_ns / 1e9)
+                padding.add_metric(label, stats.padding)
                 inline.add_metric(label, stats.inline)
                 flight.add_metric(label, slot.servable.in_flight)
                 waiting.add_metric(label, self._waiting(slot.servable))
                 size.add_metric(label, slot.servable.bundle.byte_size)
                 load.add_metric(label, slot.load_ns / 1e9)
-        yield from (batch, run, queue, inline, flight, waiting, size, load, loads, state)
+        yield from (batch, run, queue, padding, inline, flight, waiting, size, load, loads, state)
 
 
 def _seconds(histogram: Histogram) -> tuple[list[tuple[str, float]], float]:

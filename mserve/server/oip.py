@@ -141,7 +141,9 @@ class Oip:
             **{side: [_port(a, s, skip) for a, s in ports.items()] for side, ports in sides.items()},
         }
         if skip:
-            page["dynamic_batching"] = {"max_queue_delay_microseconds": batching.delay_ns // 1000}
+            preferred = {"preferred_batch_size": list(batching.preferred)} if batching.preferred else {}
+            delay = {"max_queue_delay_microseconds": batching.delay_ns // 1000}
+            page["dynamic_batching"] = {**preferred, **delay}
         return page
 
     def statistics(self, name: str, version: str) -> dict[str, Any]:
@@ -271,7 +273,7 @@ def _port(alias: str, spec: TensorSpec, skip: int) -> dict[str, Any]:
     datatype = datatype_name(spec.dtype)
     kind = _TYPES.get(datatype, datatype if datatype in DATATYPES else "INVALID")
     port: dict[str, Any] = {"name": alias, "data_type": f"TYPE_{kind}", "dims": _sizes(spec)[skip:]}
-    if spec.default is not None:
+    if spec.optional:
         port["optional"] = True
     if spec.labels:
         port["label_filename"] = spec.labels

@@ -20,6 +20,7 @@ from typing import Any, Literal
 from ..errors import UsageError
 from ..format.layout import MAX_VERSION
 from ..numerics import parse_size
+from ..padding import rising
 
 Versions = int | tuple[int, ...] | Literal["all"]
 """Which versions to serve: so many of the newest, exactly these, or all."""
@@ -132,6 +133,12 @@ def _texts(value: Any, folder: Path) -> tuple[str, ...]:
     return tuple(_text(item, folder) for item in value)
 
 
+def _sizes(value: Any, folder: Path) -> tuple[int, ...]:
+    if not isinstance(value, list | tuple) or len(value) > SIZES_MAX or not rising(list(value)):
+        raise ValueError
+    return tuple(value)
+
+
 def _versions(value: Any, folder: Path) -> Versions:
     if value in ("latest", "all"):
         return 1 if value == "latest" else "all"
@@ -180,6 +187,8 @@ _SECONDS = _number(0.001, 86_400)
 _TRUTH = Kind("true or false", _flag)
 _SIZE = Kind("bytes, as a number or as text such as 64MiB", _size)
 _TEXT = Kind("a text of printable characters, not empty", _text)
+SIZES_MAX = 64
+_SIZES = Kind(f"a list of rising numbers of rows, at most {SIZES_MAX}", _sizes)
 _FILE = Kind("the path of a file", _path)
 
 
@@ -218,12 +227,29 @@ class ServerTable:
     )
 
 
+ALLOWED = "sizes that batches are filled up to with copies of a row; the largest is the most a batch has"
+PREFERRED = "sizes at which a batch does not wait any longer"
+
+
 @dataclass(frozen=True, slots=True)
 class ModelBatching:
     """`[models.NAME] batching`: what differs from `[batching]`; None for what does not."""
 
     max_batch: int | None = _key(None, _ROWS, "rows of a batch, at most")
     delay_ms: float | None = _key(None, _number(0, 60_000), "milliseconds a request may wait for others")
+    allowed_batch: tuple[int, ...] | None = _key(None, _SIZES, ALLOWED)
+    preferred_batch: tuple[int, ...] | None = _key(None, _SIZES, PREFERRED)
+
+    def over(self, table: BatchingTable) -> tuple[int, float, tuple[int, ...], tuple[int, ...]]:
+        """What holds for a model: rows at most, delay in milliseconds, allowed and preferred sizes."""
+        allowed = table.allowed_batch if self.allowed_batch is None else self.allowed_batch
+        preferred = table.preferred_batch if self.preferred_batch is None else self.preferred_batch
+        delay_ms = table.delay_ms if self.delay_ms is None else self.delay_ms
+        most = table.max_batch if self.max_batch is None else self.max_batch
+        # A model's own limit lets the server's larger sizes out.
+        allowed = tuple(n for n in allowed if n <= most)
+        most = allowed[-1] if allowed else most
+        return most, delay_ms, allowed, tuple(n for n in preferred if n <= most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +284,12 @@ class BatchingTable:
     delay_ms: float = _key(
         0.0, _number(0, 60_000), "milliseconds a request may wait for others", flag="--batch-delay"
     )
-    max_queue: int = _key(8192, _ROWS, "rows that may wait; more are answered 429", flag="--max-queue")
+    allowed_batch: tuple[int, ...] = _key((), _SIZES, ALLOWED)
+    preferred_batch: tuple[int, ...] = _key((), _SIZES, PREFERRED)
+    max_queue: int = _key(
+        8192, _ROWS, "rows that may wait for one version; more are answered 429", flag="--max-queue"
+    )
+    max_queue_bytes: int = _key(256 << 20, _SIZE, "bytes of inputs that may wait for one version")
 
 
 @dataclass(frozen=True, slots=True)

@@ -285,7 +285,7 @@ class MultiInference(OnExamples):
 
 def _check_aliases(inputs: Any, signature: Signature) -> None:
     """The inputs are those of the signature, as far as they have no defaults. Raises RequestError."""
-    missing = [a for a, s in signature.inputs.items() if a not in inputs and s.default is None]
+    missing = [a for a, s in signature.inputs.items() if a not in inputs and not s.optional]
     extra = [a for a in inputs if a not in signature.inputs]
     if missing or extra:
         sent, needed = _names(inputs), _names(signature.inputs)

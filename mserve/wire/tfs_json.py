@@ -152,7 +152,7 @@ def _check_names(signature: Signature, given: Mapping[str, object], index: int |
     try:
         check_names(signature, given)
     except RequestError as error:
-        lacks = [a for a, s in signature.inputs.items() if a not in given and s.default is None]
+        lacks = [a for a, s in signature.inputs.items() if a not in given and not s.optional]
         extra = [a for a in given if a not in signature.inputs]
         if index is not None:
             keys = f"JSON object keys must be equal to: {','.join(sorted(signature.inputs))}"

@@ -1,0 +1,80 @@
+"""Form: what the batcher and the executor know of one signature's requests, worked out once.
+
+Two requests may share a batch when the sizes behind axis 0 agree. Most signatures fix
+them, so that all their requests share one queue and nothing needs to be looked at. An
+input with `pad` counts as long as the bucket that it is padded to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping
+from typing import TYPE_CHECKING
+
+from ..padding import Pad
+from ..tensors import Array, Signature
+
+if TYPE_CHECKING:
+    from .entry import Entry
+
+TEXTS_READ, MUCH_TEXT = 1 << 10, 64 << 10
+Shapes = tuple[tuple[int, ...], ...]
+
+
+class Form:
+    """What batches of one signature look like.
+
+    `pads` has the padded inputs; `trims`, for each output, its padded axes and the inputs
+    whose lengths they have. `text` tells whether any input is text.
+    """
+
+    def __init__(self, name: str, signature: Signature) -> None:
+        inputs = signature.inputs
+        self.outputs = tuple(signature.outputs)
+        self.pads: Mapping[str, Pad] = {a: s.pad for a, s in inputs.items() if s.pad is not None}
+        self.text = any(s.dtype == "string" for s in inputs.values())
+        self._name = name
+        self._aliases = tuple(inputs)
+        sizes = [s.shape[1:] if s.shape else ("?",) for s in inputs.values()]
+        self._fixed = all(isinstance(d, int) for shape in sizes for d in shape)
+        sources = {(inputs[a].shape or ())[pad.axis]: a for a, pad in reversed(self.pads.items())}
+        self.trims = tuple(
+            tuple((axis, sources[dim]) for axis, dim in enumerate(spec.shape or ()) if dim in sources)
+            for spec in signature.outputs.values()
+        )
+
+    def key(self, entry: Entry) -> Hashable:
+        """What two requests must share to run together, beside the servable."""
+        if entry.alone:  # it shares nothing, and all of its sizes count
+            return self._name, self._aliases, *(entry.inputs[a].shape for a in self._aliases)
+        return self._name if self._fixed else (self._name, *self.shapes(entry))
+
+    def shapes(self, entry: Entry) -> Shapes:
+        """The sizes of each input in a run: behind axis 0, and all for a request that runs alone."""
+        inputs = entry.inputs
+        if entry.alone:
+            return tuple(inputs[a].shape for a in self._aliases)
+        if self.pads:
+            return tuple(self._padded(a, inputs[a].shape)[1:] for a in self._aliases)
+        return tuple([inputs[a].shape[1:] for a in self._aliases])
+
+    def _padded(self, alias: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        pad = self.pads.get(alias)
+        if pad is None:
+            return shape
+        return (*shape[: pad.axis], pad.size(shape[pad.axis]), *shape[pad.axis + 1 :])
+
+    def row_bytes(self, entry: Entry) -> int:
+        """Bytes that a row of inputs takes, or all of them of a request that runs alone; without text."""
+        shapes = zip(self._aliases, self.shapes(entry), strict=True)
+        return sum(math.prod(shape) * entry.inputs[a].dtype.itemsize for a, shape in shapes)
+
+
+def text_bytes(inputs: Mapping[str, Array]) -> int:
+    """About the characters of all texts: of many, some are read, and they count as more than MUCH_TEXT."""
+    count, total = 0, 0
+    for array in inputs.values():
+        if array.dtype.hasobject:
+            count += array.size
+            total += sum(len(text) for text in array.ravel()[:TEXTS_READ].tolist())
+    return total if count <= TEXTS_READ else MUCH_TEXT + total * count // TEXTS_READ
