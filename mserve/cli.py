@@ -20,7 +20,20 @@ from . import __version__
 from .commands import _output
 from .errors import EnvironmentProblem, MserveError
 
-COMMANDS = ("export", "inspect", "validate", "run", "list", "gc", "label", "bench", "serve", "top", "doctor")
+COMMANDS = (
+    "export",
+    "inspect",
+    "validate",
+    "run",
+    "list",
+    "gc",
+    "label",
+    "bench",
+    "serve",
+    "top",
+    "explain",
+    "doctor",
+)
 
 
 def _version(asked: bool) -> None:

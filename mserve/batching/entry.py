@@ -29,7 +29,8 @@ class Entry:
     `alone` marks a request that must not share a batch. Times are monotonic nanoseconds;
     a deadline of 0 means none; `started_ns` and `ended_ns` are those of its last run.
     `cancelled` says that nobody waits for it: its client has left, or it was answered.
-    `nbytes` is about what its inputs take in memory, known once it is queued.
+    `nbytes` is about what its inputs take in memory, known once it is queued; `batch` is the
+    number of the (last) one that it ran in.
     """
 
     servable: Servable
@@ -44,6 +45,7 @@ class Entry:
     started_ns: int = 0
     ended_ns: int = 0
     nbytes: int = 0
+    batch: int = 0
     is_part: ClassVar[bool] = False
 
     def answer(self, result: Sequence[Array] | MserveError) -> None:
@@ -120,6 +122,7 @@ class _Part(Entry):
         entry = whole.entry
         whole.left -= 1
         entry.started_ns, entry.ended_ns = entry.started_ns or self.started_ns, self.ended_ns
+        entry.batch = self.batch
         if not entry.cancelled:
             result = self._kept(result)
         if not whole.left:

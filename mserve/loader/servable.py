@@ -156,6 +156,11 @@ class Servable:
             for name, sig in self.signatures.items()
         }
 
+    @property
+    def threads(self) -> int:
+        """How many threads a run uses; 0 where that cannot be chosen."""
+        return max((engine.threads for engine in self._sessions.values()), default=0)
+
     def signature(self, name: str = "") -> tuple[str, Signature]:
         """A signature by name; "" stands for `serving_default`, or the only one. Raises NotFound."""
         if not name:
@@ -240,7 +245,7 @@ class Servable:
     def settle_threads(self) -> None:
         """Give runs several threads where one alone is long at work; no run may be under way."""
         threads = threads_max()
-        if threads == 1 or any(e.threads != 1 for e in self._sessions.values()) or not runs_long(self):
+        if threads == 1 or self.threads != 1 or not runs_long(self):
             return
         self._sessions = {}  # or its memory would be needed twice
         self._sessions = open_engines(self.bundle, threads=threads)

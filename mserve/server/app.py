@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from functools import partial
+from urllib.parse import unquote
 
 from .. import __version__
 from ..batching.batcher import Limits
@@ -29,6 +30,7 @@ from .oip import Oip
 from .oip_grpc import OipGrpc
 from .oip_rest import OipRest
 from .peers import Peers
+from .recorder import Recorder
 from .request_log import RequestLog, Sampling
 from .rest import VERSION_HEADER
 from .settings import BatchingTable, ModelBatching, ModelTable
@@ -39,6 +41,7 @@ log = logging.getLogger("mserve")
 
 # Pages for probes, which carry no token.
 OPEN_PAGES = frozenset({b"/livez", b"/readyz", b"/v2/health/live", b"/v2/health/ready"})
+EXPLAIN = "/debug/requests/"
 OPEN_METHODS = ("grpc.health.v1.Health/", "inference.GRPCInferenceService/Server")
 
 
@@ -103,7 +106,8 @@ class Server:
         self.config_problem = ""
         opener = partial(load, prefetch=config.server.prefetch)
         self.reconciler = Reconciler(model_configs(config), opener=opener, poll_s=config.server.poll)
-        self.executor = Executor(_limits(config.batching), workers=cpu_budget())
+        self.recorder = Recorder()
+        self.executor = Executor(_limits(config.batching), cpu_budget(), self.recorder.on_batch)
         self.front = Front(self.reconciler.models, self.executor, config.limits.timeout)
         batcher = self.executor.batcher
         self.metrics = Metrics(
@@ -113,6 +117,7 @@ class Server:
         )
         self.peers = Peers(config.limits.body)
         self.calls = Calls(self.front, self.metrics)
+        self.calls.observers.append(self.recorder.on_call)
         self.access = _access(config)
         self.draining = False
         self.access_log = bool(config.log.access)
@@ -226,6 +231,11 @@ class Server:
     def _page(self, path: str) -> Response | None:
         if path in ("/metrics", "/monitoring/prometheus/metrics"):
             return Response(200, self.metrics.render(), CONTENT_TYPE)
+        if path == "/debug/batches":
+            return json_response({"batches": list(self.recorder.latest())})
+        if path.startswith(EXPLAIN):
+            found = self.recorder.explain(unquote(path.removeprefix(EXPLAIN)))
+            return None if found is None else json_response(found)
         if path == "/openapi.json":
             tokens, admins = self.access.tokens_asked, self.access.admin_tokens_asked
             models = self.reconciler.models

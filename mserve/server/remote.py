@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import http.client
+import json
 import re
 import socket
 import ssl
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any
+from urllib.parse import quote, urlsplit
 
 from ..errors import EnvironmentProblem, InputError, Unauthenticated, UsageError
 from ..files import read_input
@@ -39,6 +41,28 @@ class Remote:
         """The versions of all models. Raises EnvironmentProblem, Unauthenticated."""
         return read_statuses(self._page("/v1/models"), f"{self.url}/v1/models")
 
+    def explanation(self, request_id: str) -> dict[str, Any]:
+        """What the server's flight recorder knows of a request.
+
+        Raises EnvironmentProblem, Unauthenticated, InputError where it knows nothing.
+        """
+        path = f"/debug/requests/{quote(request_id, safe='')}"
+        status, body = self._get(path)
+        if status == 404:
+            raise InputError(
+                "the server does not remember such a request",
+                where=self.url,
+                found=repr(request_id[:128]),
+                hint="it keeps the last few thousand that came with the header x-request-id",
+            )
+        try:
+            page = json.loads(self._checked(status, body, path))
+        except (ValueError, RecursionError) as error:
+            raise not_mserve(f"{self.url}{path}", str(error)[:120]) from error
+        if not isinstance(page, dict):
+            raise not_mserve(f"{self.url}{path}", "no object")
+        return page
+
     def unready(self) -> list[str]:
         """Why the server is not ready, a line for each reason; empty when it is."""
         status, body = self._get("/readyz")
@@ -53,7 +77,9 @@ class Remote:
             self._connection = None
 
     def _page(self, path: str) -> bytes:
-        status, body = self._get(path)
+        return self._checked(*self._get(path), path)
+
+    def _checked(self, status: int, body: bytes, path: str) -> bytes:
         if status == 401:
             raise Unauthenticated(
                 "the server wants a token", where=self.url, hint="--token-file names a file that holds one"
