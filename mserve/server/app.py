@@ -22,7 +22,7 @@ from .calls import Calls, as_error
 from .config import Config
 from .exchange import Cancel, Reply, error_response
 from .grpc_health import Health
-from .grpc_server import GrpcServer, Methods
+from .grpc_server import GrpcServer
 from .http import Connection
 from .metrics import CONTENT_TYPE, Metrics
 from .oip import Oip
@@ -31,6 +31,7 @@ from .oip_rest import OipRest
 from .peers import Peers
 from .request_log import RequestLog, Sampling
 from .rest import VERSION_HEADER
+from .rpc import Methods
 from .settings import BatchingTable, ModelBatching, ModelTable
 from .tfs_grpc import TfsGrpc
 from .tfs_rest import TfsRest, parse_path

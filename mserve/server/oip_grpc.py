@@ -22,10 +22,10 @@ from ..wire.messages import message, methods
 from . import oip
 from .calls import Call, as_error
 from .exchange import Cancel
-from .grpc_server import Methods, Rpc, RpcReply, Unary
 from .http import PIPELINE_MAX
 from .oip import Oip
 from .peers import Held, Peers
+from .rpc import Methods, Rpc, RpcReply, Unary
 
 SERVICE = "inference.GRPCInferenceService/"
 # Every answer of a stream is its request's last one; clients of decoupled models look for the mark.
