@@ -262,24 +262,24 @@ class StreamCall:
             late = DeadlineExceeded("the deadline of the stream has passed")
             self._deadline = loop.call_later(head.timeout_ns / 1e9, self.fail, late)
         self._task = loop.create_task(self._run(handle))
+        self._task.add_done_callback(self._over)
 
     async def _run(self, handle: StreamHandler) -> None:
-        error: MserveError | None = None
-        try:
-            async with aclosing(cast(AsyncGenerator[bytes], handle(self._inbox, self._rpc))) as answers:
-                async for message in answers:
-                    await self._send(message)
-        except asyncio.CancelledError:
-            if self._error is None:
-                raise
-            error = self._error
-        except Exception as caught:
+        async with aclosing(cast(AsyncGenerator[bytes], handle(self._inbox, self._rpc))) as answers:
+            async for message in answers:
+                await self._send(message)
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        """The codec has ended, or was cancelled, perhaps before it began."""
+        self._inbox.close()
+        if self._deadline is not None:
+            self._deadline.cancel()
+        caught = None if task.cancelled() else task.exception()
+        error = self._error
+        if error is None and isinstance(caught, Exception):
             error = as_error(caught, self._rpc.method)
-        finally:
-            self._inbox.close()
-            if self._deadline is not None:
-                self._deadline.cancel()
-        self._finish(error)
+        if error is not None or not task.cancelled():
+            self._finish(error)
 
     async def _send(self, message: bytes) -> None:
         stream, connection = self._stream, self._connection

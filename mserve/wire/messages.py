@@ -42,3 +42,22 @@ def message(name: str) -> Any:
 def methods(service: str) -> dict[str, Any]:
     """The methods of a service by name, as protobuf describes them. Raises KeyError."""
     return dict(_pool().FindServiceByName(service).methods_by_name)
+
+
+def files(name: str) -> list[bytes]:
+    """The description of a file, and of all that it imports, each as bytes.
+
+    By the file's name or by the full name of anything in it. Raises KeyError.
+    """
+    try:
+        first = _pool().FindFileByName(name)
+    except KeyError:
+        first = _pool().FindFileContainingSymbol(name)
+    found: dict[str, bytes] = {}
+    waiting = [first]
+    while waiting:
+        file = waiting.pop(0)
+        if file.name not in found:
+            found[file.name] = file.serialized_pb
+            waiting += file.dependencies
+    return list(found.values())
