@@ -7,7 +7,7 @@ import gzip
 import struct
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import unquote
 
@@ -104,6 +104,7 @@ class Rig:
 
     def __init__(self, server: GrpcServer, codec: Codec, peers: Peers) -> None:
         self.server, self.codec, self.peers = server, codec, peers
+        self.links: list[Link] = []
 
     @property
     def address(self) -> str:
@@ -117,7 +118,8 @@ class Rig:
     async def link(self, hello: bytes = HELLO) -> Link:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.server.port)
         writer.write(hello)
-        return Link(reader, writer)
+        self.links.append(Link(reader, writer))
+        return self.links[-1]
 
 
 class Link:
@@ -164,10 +166,15 @@ async def rig(**limits: Any) -> AsyncIterator[Rig]:
     codec, peers = Codec(), Peers(**limits)
     server = GrpcServer(codec.methods(), admit, peers)
     await server.start(await listen_grpc("127.0.0.1", 0))
+    made = Rig(server, codec, peers)
     try:
-        yield Rig(server, codec, peers)
+        yield made
     finally:
         await server.stop(0)
+        for link in made.links:
+            link.writer.close()
+            with suppress(OSError):
+                await link.writer.wait_closed()
 
 
 def run(test: Callable[..., Awaitable[None]], **limits: Any) -> None:
@@ -225,7 +232,7 @@ def test_what_comes_along() -> None:
         rpc = r.codec.seen[0]
         assert (rpc.metadata["own-bin"], rpc.metadata["own"]) == (b"\0\xff", "text")
         assert (rpc.context.request_id, rpc.context.traceparent, rpc.context.admin) == ("r1", trace, True)
-        assert 19 * 10**9 < rpc.context.timeout_ns <= 20 * 10**9
+        assert 19 * 10**9 < rpc.context.timeout_ns < 21 * 10**9  # clients round it
         _, _, trailers = await ask(r, "t/Echo", metadata=(("x-request-id", "a b"),))
         assert trailers == {}
         _, _, trailers = await ask(r, "t/Missing", metadata=(("x-request-id", "r2"),))
@@ -272,14 +279,14 @@ ENCODINGS: list[tuple[str, dict[str, str], bytes, dict[str, str]]] = [
     ("two messages", {}, framed(b"a") + framed(b"b"), {"grpc-status": "3"}),
     ("no message", {}, b"", {"grpc-status": "3"}),
     ("a length without a message", {}, b"\0\0", {"grpc-status": "3"}),
-    ("a message over the limit is refused by its first bytes", {}, b"\0\xff\xff\xff\xff", {"grpc-status": "8"}),
+    ("one over the limit is refused by its first bytes", {}, b"\0\xff\xff\xff\xff", {"grpc-status": "8"}),
     ("a timeout that is none", {"grpc-timeout": "5x"}, framed(b"a"), {"grpc-status": "3"}),
-    ("two tokens", {"authorization": "Bearer a"}, framed(b"a"), {"grpc-status": "0"}),
     ("metadata that is no base64", {"a-bin": "!"}, framed(b"a"), {"grpc-status": "3"}),
     ("another kind of body", {"content-type": "application/json"}, b"{}", {":status": "415"}),
     ("gRPC of the web", {"content-type": "application/grpc-web"}, b"", {":status": "415"}),
     ("another method", {":method": "GET"}, b"", {":status": "405"}),
-    ("parameters of the kind", {"content-type": "application/grpc+proto; a=b"}, framed(b"a"), {"grpc-status": "0"}),
+    ("a kind with parameters", {"content-type": "application/grpc+proto; a=b"}, framed(b"a"),
+     {"grpc-status": "0"}),
 ]  # fmt: skip
 
 
@@ -459,15 +466,15 @@ def test_bytes_of_streams_have_a_budget() -> None:
     run(test, buffered_max=100_000)
 
 
-@pytest.mark.parametrize(
-    ("why", "said", "limits", "ends"),
-    [
-        ("a request that stands still", headers(1, but(path="/t/Echo")) + data(1, b"\0"), {"send_timeout_s": 0.5}, b""),
-        ("an idle connection", b"", {"idle_timeout_s": 0.5}, Code.NO_ERROR),
-        ("one too many", b"", {"connections_max": 0}, Code.ENHANCE_YOUR_CALM),
-        ("a fault", data(0), {}, Code.PROTOCOL_ERROR),
-    ],
-)  # fmt: skip
+ENDS: list[tuple[str, bytes, dict[str, Any], Any]] = [
+    ("half a request", headers(1, but(path="/t/Echo")) + data(1, b"\0"), {"send_timeout_s": 0.5}, b""),
+    ("an idle connection", b"", {"idle_timeout_s": 0.5}, Code.NO_ERROR),
+    ("one too many", b"", {"connections_max": 0}, Code.ENHANCE_YOUR_CALM),
+    ("a fault", data(0), {}, Code.PROTOCOL_ERROR),
+]
+
+
+@pytest.mark.parametrize(("why", "said", "limits", "ends"), ENDS, ids=[e[0] for e in ENDS])
 def test_what_ends_a_connection_or_a_call(why: str, said: bytes, limits: Any, ends: Any) -> None:
     async def test(r: Rig) -> None:
         link = await r.link(HELLO + said)

@@ -45,7 +45,7 @@ def methods(service: str) -> dict[str, Any]:
 
 
 def files(name: str) -> list[bytes]:
-    """The description of a file, and of all that it imports, each as bytes.
+    """The description of a file as bytes, and behind it what it imports, each before its own imports.
 
     By the file's name or by the full name of anything in it. Raises KeyError.
     """
@@ -54,10 +54,11 @@ def files(name: str) -> list[bytes]:
     except KeyError:
         first = _pool().FindFileContainingSymbol(name)
     found: dict[str, bytes] = {}
-    waiting = [first]
-    while waiting:
-        file = waiting.pop(0)
-        if file.name not in found:
-            found[file.name] = file.serialized_pb
-            waiting += file.dependencies
-    return list(found.values())
+
+    def add(file: Any) -> None:
+        for imported in file.dependencies:
+            add(imported)
+        found.setdefault(file.name, file.serialized_pb)
+
+    add(first)
+    return list(found.values())[::-1]
