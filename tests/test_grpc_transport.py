@@ -185,7 +185,9 @@ def run(test: Callable[..., Awaitable[None]], **limits: Any) -> None:
             await test(made)
             await made.server.stop(0)
             await made.until(lambda: not made.server.open)
-            assert (made.peers.buffered, made.peers.streamed) == (0, 0), "nothing is held for nobody"
+            assert (made.peers.received, made.peers.buffered, made.peers.streamed) == (0, 0, 0), (
+                "nothing is held for nobody"
+            )
 
     uvloop.run(main())
 
@@ -443,11 +445,11 @@ def test_bodies_count_until_they_are_answered() -> None:
         link = await r.link()
         half = headers(1, but(path="/t/Wait")) + data(1, framed(bytes(60_000))[:50_000])
         link.say(half)
-        await r.until(lambda: r.peers.buffered == 50_000)
+        await r.until(lambda: r.peers.received == 50_000)
         assert (await ask(r, "t/Echo", bytes(60_000)))[0] == "RESOURCE_EXHAUSTED"
         assert (await ask(r, "t/Echo", bytes(30_000)))[0] == "OK"
         link.writer.close()
-        await r.until(lambda: r.peers.buffered == 0)
+        await r.until(lambda: r.peers.received == 0)
         assert (await ask(r, "t/Echo", bytes(60_000)))[0] == "OK"
 
     run(test, buffered_max=100_000)

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, cast
 
 from ..errors import DeadlineExceeded, MserveError, RequestError, Unimplemented
 from ..wire import grpc_wire
+from ..wire.context import Context
 from ..wire.grpc_head import Head
 from ..wire.grpc_wire import PREFIX, PREFIX_BYTES
 from ..wire.header_blocks import literal
 from ..wire.http2_streams import Stream
 from ..wire.inflate import deflate
 from . import logs
-from .calls import Context, as_error
+from .calls import as_error
+from .exchange import Cancel
 from .grpc_inbox import Inbox, check_size, taken_out
-from .http import Cancel
 from .peers import Held
 from .rpc import Rpc, Unary
 from .rpc import Stream as StreamHandler
@@ -92,6 +93,7 @@ class UnaryCall:
         "_held",
         "_quiet_ns",
         "_rpc",
+        "_size",
         "_stream",
         "_who",
     )
@@ -104,7 +106,8 @@ class UnaryCall:
         self._handle = handle
         self._began_ns = self._quiet_ns = now_ns
         self._admin = admin
-        self._held = Held(connection.peers)
+        self._size = 0
+        self._held: Held | None = None
         self._body: bytes | bytearray | None = None
         self._compressed = self._done = False
         self._rpc: Rpc | None = None
@@ -114,7 +117,8 @@ class UnaryCall:
     def data(self, data: bytes, last: bool, now_ns: int) -> None:
         """Take bytes of the message; behind the last ones the call is ready to begin."""
         try:
-            self._held.take(len(data))
+            self._size += len(data)
+            self._connection.peers.receive(len(data))
             if self._body is None:
                 self._body = data if last else bytearray(data)
             else:
@@ -124,7 +128,7 @@ class UnaryCall:
                 self._connection.ready(self)
             elif len(self._body) >= PREFIX_BYTES:
                 size = PREFIX.unpack_from(self._body)[1]
-                check_size(size, self._held.peers)
+                check_size(size, self._connection.peers)
                 if len(self._body) > PREFIX_BYTES + size:
                     raise RequestError("the call has more than one message")
         except MserveError as error:
@@ -139,7 +143,7 @@ class UnaryCall:
             if len(body) < PREFIX_BYTES:
                 raise RequestError("the call has no message")
             compressed, size = PREFIX.unpack_from(body)
-            check_size(size, self._held.peers)
+            check_size(size, self._connection.peers)
             if size != len(body) - PREFIX_BYTES:
                 raise RequestError(
                     "not one message", expected=f"{size} bytes", found=len(body) - PREFIX_BYTES
@@ -148,19 +152,19 @@ class UnaryCall:
             self._body = None
             if not compressed:
                 self._hand_over(message)
-            elif size > INFLATE_BYTES:
-                self._compressed = True
-                self._connection.spawn(self._begin_large(message))
+                return
+            self._compressed, self._held = True, Held(self._connection.peers)
+            if size > INFLATE_BYTES:
+                self._connection.spawn(self._begin_large(message, self._held))
             else:
-                self._compressed = True
                 self._hand_over(taken_out(self._stream.head, message, self._held))
         except Exception as error:
             self.reply(as_error(error, self._stream.head.asked.method))
 
-    async def _begin_large(self, message: bytes) -> None:
+    async def _begin_large(self, message: bytes, held: Held) -> None:
         loop = asyncio.get_running_loop()
         try:
-            message = await loop.run_in_executor(None, taken_out, self._stream.head, message, self._held)
+            message = await loop.run_in_executor(None, taken_out, self._stream.head, message, held)
             if not self._done:
                 self._hand_over(message)
         except Exception as error:
@@ -194,8 +198,7 @@ class UnaryCall:
             self._write(packed, grpc_wire.HEAD_GZIP)
 
     def _write(self, result: bytes | MserveError, head: bytes) -> None:
-        self._done, self._cancel = True, None
-        self._held.release()
+        self._release()
         connection, stream = self._connection, self._stream
         echoed = echo(self._who)
         if isinstance(result, MserveError):
@@ -208,6 +211,13 @@ class UnaryCall:
             self._log(self._who, result)
         self._rpc = None
 
+    def _release(self) -> None:
+        """It is over: nothing of it counts any more."""
+        self._done, self._cancel = True, None
+        self._connection.peers.received -= self._size
+        if self._held is not None:
+            self._held.release()
+
     def _log(self, who: logs.Identity, result: bytes | MserveError) -> None:
         assert self._rpc is not None
         code, size = ("OK", len(result)) if isinstance(result, bytes) else (result.grpc_status, 0)
@@ -219,11 +229,11 @@ class UnaryCall:
     def drop(self) -> None:
         """The client has left."""
         if not self._done:
-            self._done = True
-            self._held.release()
-            if self._cancel is not None:
-                self._cancel()
-            self._cancel = self._rpc = self._body = None
+            cancel = self._cancel
+            self._release()
+            if cancel is not None:
+                cancel()
+            self._rpc = self._body = None
 
     def overdue(self, quiet_ns: int) -> bool:
         """Whether the message is not complete, and nothing of it came since then."""

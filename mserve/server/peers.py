@@ -65,6 +65,7 @@ class Peers:
             expected=f"at most {self.buffered_max} bytes at once",
             hint="try again later",
         )
+
     def stream(self, size: int) -> None:
         """Count more bytes of streams, or fewer. Raises Overloaded, and counts them nevertheless."""
         self.streamed += size

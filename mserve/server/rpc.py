@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 
 from ..errors import MserveError
-from .calls import Context
-from .http import Cancel
+from ..wire.context import Context
+from .exchange import Cancel
 
 
 @dataclass(slots=True)

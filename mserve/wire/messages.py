@@ -56,9 +56,10 @@ def files(name: str) -> list[bytes]:
     found: dict[str, bytes] = {}
 
     def add(file: Any) -> None:
-        for imported in file.dependencies:
-            add(imported)
-        found.setdefault(file.name, file.serialized_pb)
+        if file.name not in found:
+            for imported in file.dependencies:
+                add(imported)
+            found[file.name] = file.serialized_pb
 
     add(first)
     return list(found.values())[::-1]
