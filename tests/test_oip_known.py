@@ -101,6 +101,22 @@ def test_only_the_first_is_read_by_protobuf(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(seen) == 1
 
 
+def test_a_tensor_that_is_not_the_last_thing_is_not_taken_for_it() -> None:
+    """A message may end in an id that ends like its tensor; the next one may end in another id."""
+    reader = Reader()
+    bare = message("inference.ModelInferRequest")(model_name="m")
+    bare.inputs.add(name="x", datatype="INT8", shape=[1])
+    for identity in ("1", "2", "12", "1"):
+        for raw in (b"1", b"2", b""):
+            ahead = message("inference.ModelInferRequest")(raw_input_contents=[raw]).SerializeToString()
+            behind = message("inference.ModelInferRequest")(id=identity).SerializeToString()
+            for body in (
+                bare.SerializeToString() + ahead + behind,
+                bare.SerializeToString() + behind + ahead,
+            ):
+                assert quickly(reader, body) == quickly(reader, body) == plainly(body)
+
+
 def test_little_is_known() -> None:
     reader = Reader()
     for number in range(5 * oip_known.KNOWN_MAX):
@@ -108,6 +124,11 @@ def test_little_is_known() -> None:
     assert len(reader._known) <= oip_known.KNOWN_MAX
     long = request(model_version="v" * (oip_known.KEY_BYTES_MAX + 1))
     assert reader.read(long).key == b""
+    for number in range(5 * oip_known.KNOWN_MAX):
+        reader.read(request(id=str(number) * (number + 1)))
+        reader.read(request(id="long" * 1000 + str(number)))
+    assert max(len(reader._starts), len(reader._begins)) <= oip_known.KNOWN_MAX
+    assert max(map(len, reader._starts)) <= oip_known.KEY_BYTES_MAX
 
 
 def test_an_answer_is_what_protobuf_reads() -> None:

@@ -16,7 +16,7 @@ from ..errors import DeadlineExceeded, MserveError, RequestError, Unimplemented
 from ..wire import grpc_wire
 from ..wire.context import Context
 from ..wire.grpc_head import Head
-from ..wire.grpc_wire import PREFIX, PREFIX_BYTES
+from ..wire.grpc_wire import PREFIX, PREFIX_BYTES, framed
 from ..wire.header_blocks import literal
 from ..wire.http2_streams import Stream
 from ..wire.inflate import deflate
@@ -56,7 +56,7 @@ def refuse(connection: GrpcConnection, stream: Stream, error: MserveError, echo:
 
 def identify(head: Head, access_log: bool) -> logs.Identity | None:
     """Who a call is by its own account, None for nobody; where calls are logged each gets a name."""
-    if not (head.request_id or head.traceparent or access_log):
+    if not (head.identified or access_log):
         return None
     who = logs.identity(head.request_id, head.traceparent)
     if access_log and not who.request_id:
@@ -148,7 +148,9 @@ class UnaryCall:
                 raise RequestError(
                     "not one message", expected=f"{size} bytes", found=len(body) - PREFIX_BYTES
                 )
-            message = bytes(memoryview(body)[PREFIX_BYTES:]) if size else b""
+            message = (
+                body[PREFIX_BYTES:] if isinstance(body, bytes) else bytes(memoryview(body)[PREFIX_BYTES:])
+            )
             self._body = None
             if not compressed:
                 self._hand_over(message)
@@ -172,8 +174,9 @@ class UnaryCall:
 
     def _hand_over(self, message: bytes) -> None:
         head = self._stream.head
-        self._who = identify(head, self._connection.access_log)
         now = self._quiet_ns
+        if head.identified or self._connection.access_log:
+            self._who = identify(head, self._connection.access_log)
         context = context_of(head, self._who, self._began_ns, now, admin=self._admin)
         self._rpc = rpc = Rpc(head.asked.method, message, context, head.asked.metadata)
         cancel = self._handle(rpc, self.reply)
@@ -183,6 +186,13 @@ class UnaryCall:
     def reply(self, result: bytes | MserveError) -> None:
         """Answer, once; what comes later is dropped, as is every answer of a client that has left."""
         if self._done:
+            return
+        if self._who is None and not self._compressed and not isinstance(result, MserveError):
+            self._release()
+            self._rpc = None
+            connection = self._connection
+            connection.http2.answer(self._stream, grpc_wire.HEAD, framed(result), grpc_wire.TRAILERS)
+            connection.flush_soon()
             return
         compress = self._compressed and not isinstance(result, MserveError) and len(result) >= COMPRESS_BYTES
         if compress and self._stream.head.asked.takes_gzip:
@@ -204,7 +214,7 @@ class UnaryCall:
         if isinstance(result, MserveError):
             refuse(connection, stream, result, echoed)
         else:
-            body = grpc_wire.framed(result, head is grpc_wire.HEAD_GZIP)
+            body = framed(result, head is grpc_wire.HEAD_GZIP)
             connection.http2.answer(stream, head, body, grpc_wire.TRAILERS + echoed)
             connection.flush_soon()
         if self._who is not None and connection.access_log:
@@ -294,7 +304,7 @@ class StreamCall:
     async def _send(self, message: bytes) -> None:
         stream, connection = self._stream, self._connection
         head = None if stream.headed else grpc_wire.HEAD
-        connection.http2.send(stream, head, grpc_wire.framed(message))
+        connection.http2.send(stream, head, framed(message))
         connection.flush_soon()
         while stream.waiting is not None and len(stream.waiting) > AHEAD_BYTES:
             self._sent = asyncio.get_running_loop().create_future()

@@ -94,8 +94,12 @@ class GrpcConnection(asyncio.Protocol):
                     stream.of.drop()
             else:
                 self._ponged()
-        self._dispatch()
-        self.flush()
+        if self._ready:
+            self._dispatch()
+        if self.http2.more() or self.http2.leaving:
+            self.flush()
+        else:
+            self._flushing = False
 
     def eof_received(self) -> bool:
         return False
@@ -189,11 +193,10 @@ class GrpcConnection(asyncio.Protocol):
         transport, http2 = self._transport, self.http2
         if transport is None or transport.is_closing():
             return
-        while data := http2.take():
-            transport.write(data)
-        for call in list(self.slow):
-            self.slow.discard(call)
-            call.sent()
+        while http2.more():
+            transport.write(http2.take())
+        while self.slow:
+            self.slow.pop().sent()
         if http2.ended or (not http2.streams and (http2.leaving or http2.shut_off)):
             self._close()
         elif self._ready and not self._dispatching and not self._congested():

@@ -55,9 +55,9 @@ class Asked:
 
 
 class Head:
-    """The head of one call. `timeout_ns` is 0 where there is none."""
+    """The head of one call; `timeout_ns` is 0 where there is none."""
 
-    __slots__ = ("asked", "length", "problem", "request_id", "timeout_ns", "traceparent")
+    __slots__ = ("asked", "identified", "length", "problem", "request_id", "timeout_ns", "traceparent")
 
     def __init__(self, asked: Asked, varying: Mapping[bytes, bytes]) -> None:
         self.asked = asked
@@ -65,6 +65,7 @@ class Head:
         self.problem = asked.problem
         self.request_id = varying.get(b"x-request-id", b"").decode("latin-1")
         self.traceparent = varying.get(b"traceparent", b"").decode("latin-1")
+        self.identified = bool(self.request_id or self.traceparent)
         self.timeout_ns = 0
         if b"grpc-timeout" in varying:
             self.timeout_ns = _timeout_ns(varying[b"grpc-timeout"])

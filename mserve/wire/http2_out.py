@@ -59,8 +59,12 @@ class Outgoing:
         self._ready: deque[Stream] = deque()
         self._cut: dict[int, None] = {}
 
+    def more(self) -> bool:
+        """Whether `take` has something to give."""
+        return bool(self._out) or (bool(self._ready) and not self.hold and self._window > 0)
+
     def take(self) -> bytes:
-        """What is to be sent now. When it was sent, ask again until there is nothing."""
+        """What is to be sent now. When it was sent there may be more."""
         if self._ready and not self.hold:
             self._gather()
         data = self._out[0] if len(self._out) == 1 else b"".join(self._out)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from . import oip_proto
 from .oip import InferRequest
@@ -50,17 +51,43 @@ class Asked:
         return replace(bare, inputs=inputs, id=self.id or None)
 
 
+class Parts(NamedTuple):
+    """A message's key, id and raw tensors; `last` is where its only tensor begins, if nothing follows."""
+
+    key: bytes
+    id: str
+    raw: list[bytes]
+    last: int
+
+
 class Reader:
     """Reads requests, and knows some of them; may be used on several threads."""
 
     def __init__(self) -> None:
         self._known: dict[bytes, Known] = {}
+        # By what stands before the one tensor of a message, which is the last thing in it: the
+        # same message without walking through it. By the message's size: where the tensor begins.
+        self._starts: dict[bytes, tuple[Known, str, bytes]] = {}
+        self._begins: dict[int, int] = {}
 
     def read(self, body: bytes) -> Asked:
         """A message's bytes as a request. Raises RequestError."""
+        begin = self._begins.get(len(body))
+        if begin and (start := self._starts.get(body[:begin])):
+            return Asked(*start, (body[begin:],))
         parts = split(body)
+        asked = self._read(body, parts)
+        if asked.key and parts is not None and 0 < parts.last <= KEY_BYTES_MAX:
+            for memo in (self._starts, self._begins):
+                if len(memo) >= KNOWN_MAX:
+                    memo.clear()
+            self._begins[len(body)] = parts.last
+            self._starts[body[: parts.last]] = asked.known, asked.id, asked.key
+        return asked
+
+    def _read(self, body: bytes, parts: Parts | None) -> Asked:
         if parts is not None:
-            key, identity, raw = parts
+            key, identity, raw, _ = parts
             known = self._known.get(key)
             if known is not None and len(known.bare.inputs) == len(raw):
                 return Asked(known, identity, key, raw)
@@ -76,10 +103,10 @@ class Reader:
         return Asked(known, identity, key, raw)
 
 
-def split(body: bytes) -> tuple[bytes, str, list[bytes]] | None:
-    """A message's key, its id and its raw tensors; None where its bytes are anything unusual."""
+def split(body: bytes) -> Parts | None:
+    """The parts of a message; None where its bytes are anything unusual."""
     pieces, raw, identity = [_MARK], list[bytes](), b""
-    at, start, end = 0, 0, len(body)
+    at, start, end, last = 0, 0, len(body), 0
     try:
         while at < end:
             tag, size, begin = body[at], body[at + 1], at + 2
@@ -87,12 +114,13 @@ def split(body: bytes) -> tuple[bytes, str, list[bytes]] | None:
                 return None
             if size >= _ONE_BYTE:
                 size, begin = varint(body, at + 1, end)
-            until = begin + size
+            until, last = begin + size, 0
             if tag in (_ID, _RAW):
                 pieces.append(body[start:at])
                 start = until
                 if tag == _RAW:
                     raw.append(body[begin:until])
+                    last = begin
                 else:
                     identity = body[begin:until]
             at = until
@@ -101,4 +129,6 @@ def split(body: bytes) -> tuple[bytes, str, list[bytes]] | None:
         return None
     pieces.append(body[start:])
     key = b"".join(pieces)
-    return None if at > end or len(key) > KEY_BYTES_MAX else (key, text, raw)
+    if at > end or len(key) > KEY_BYTES_MAX:
+        return None
+    return Parts(key, text, raw, last if len(raw) == 1 else 0)
