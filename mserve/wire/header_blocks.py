@@ -29,6 +29,8 @@ T = TypeVar("T")
 # Bytes of a field list as RFC 9113 counts them in SETTINGS_MAX_HEADER_LIST_SIZE: each field takes 32 more.
 LIST_BYTES_MAX = 32 << 10
 FIELD_BYTES = 32
+# Up to here fields over the limit are read and dropped, so that the table stays right.
+BOMB_BYTES = 8 * LIST_BYTES_MAX
 MEMO_ENTRIES = 8
 MEMO_BLOCK_BYTES = 1 << 10
 _INTEGER_BYTES = 8
@@ -48,6 +50,10 @@ class TooLarge(Exception):
     """A header block was read, and its fields together are over LIST_BYTES_MAX."""
 
 
+class Bomb(Exception):
+    """A block stands for many times more than it may; its rest was not read, so what follows cannot be."""
+
+
 class BlockReader(Generic[T]):
     """Reads the header blocks of one connection, in their order, into what `read(fields)` makes of them.
 
@@ -62,7 +68,7 @@ class BlockReader(Generic[T]):
         self._touched = False
 
     def read(self, block: bytes) -> T:
-        """What a block says. Raises BadBlock, TooLarge, and what the reader of the fields raises."""
+        """What a block says. Raises BadBlock, TooLarge, Bomb, and what the reader of the fields raises."""
         known = self._memo.get(block)
         if known is not None:
             return known
@@ -75,7 +81,7 @@ class BlockReader(Generic[T]):
         return value
 
     def fields(self, block: bytes) -> list[Field]:
-        """The fields of a block, in order. Raises BadBlock, TooLarge."""
+        """The fields of a block, in order. Raises BadBlock, TooLarge, Bomb."""
         self._touched = False
         try:
             return self._scan(block)
@@ -103,6 +109,8 @@ class BlockReader(Generic[T]):
             size += FIELD_BYTES + len(field[0]) + len(field[1])
             if size <= LIST_BYTES_MAX:
                 fields.append(field)
+            elif size > BOMB_BYTES:
+                raise Bomb("header fields without end")
         if size > LIST_BYTES_MAX:
             raise TooLarge(f"{size} bytes of header fields")
         return fields

@@ -26,7 +26,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from .header_blocks import BadBlock, BlockReader, Field, TooLarge
+from .header_blocks import BadBlock, BlockReader, Bomb, Field, TooLarge
 from .http2_frames import (
     ACK,
     END_HEADERS,
@@ -170,7 +170,7 @@ class Http2(Outgoing):
     def _headers(self, flags: int, identity: int, payload: bytes) -> None:
         if flags & (PADDED | PRIORITIZED):
             payload = block_of(flags, payload)
-        if flags & END_HEADERS:
+        if flags & END_HEADERS and len(payload) <= BLOCK_BYTES_MAX:
             self._block_read(identity, payload, bool(flags & END_STREAM))
         else:
             self._block, self._block_of = bytearray(), (identity, flags)
@@ -222,10 +222,11 @@ class Http2(Outgoing):
         if any(identity in skipped for skipped in self._skipped):
             raise ConnectionFault(Code.PROTOCOL_ERROR, "a stream number that was passed over")
         stream = self.streams.get(identity)
-        fields = self._decode(block, self._blocks.fields)
+        found = self._decode(block, self._blocks.fields)
+        fields: list[Field] = [] if isinstance(found, TooLarge) else found
         if stream is None or stream.ended:
             self._stateful(Kind.HEADERS, identity)
-        elif not last or stream.left or _has_pseudo(fields):
+        elif not last or stream.left or b":" in {name[:1] for name, _ in fields}:
             raise StreamFault(Code.PROTOCOL_ERROR, "these are no trailers")
         else:
             stream.ended = True
@@ -238,6 +239,8 @@ class Http2(Outgoing):
             return error
         except BadBlock as error:
             raise ConnectionFault(Code.COMPRESSION_ERROR, str(error)) from error
+        except Bomb as error:
+            raise ConnectionFault(Code.ENHANCE_YOUR_CALM, str(error)) from error
 
     def _priority(self, flags: int, identity: int, payload: bytes) -> None:
         self._allowance.spend(self._now)
@@ -264,28 +267,31 @@ class Http2(Outgoing):
             return
         self._allowance.spend(self._now)
         self.settled = True
+        window = -1
         for key, value in PAIR.iter_unpack(payload):
-            self._set(key, value)
+            if key == Setting.INITIAL_WINDOW_SIZE:
+                if value > WINDOW_MAX:
+                    raise ConnectionFault(Code.FLOW_CONTROL_ERROR, "a window over the limit")
+                window = value  # of many the last one counts: to change a thousand streams is work
+            elif key == Setting.MAX_FRAME_SIZE:
+                if not FRAME_DEFAULT <= value <= FRAME_LIMIT:
+                    raise ConnectionFault(Code.PROTOCOL_ERROR, "a size of frames out of bounds")
+                self._frame_max = min(value, FRAME_MAX)
+            elif key == Setting.ENABLE_PUSH and value > 1:
+                raise ConnectionFault(Code.PROTOCOL_ERROR, "neither push nor none")
+            elif key == Setting.HEADER_TABLE_SIZE and value < TABLE_DEFAULT:
+                self._limit_table()
+        if window >= 0:
+            self._resize_windows(window)
         self._out.append(frame(Kind.SETTINGS, ACK, 0))
 
-    def _set(self, key: int, value: int) -> None:
-        if key == Setting.INITIAL_WINDOW_SIZE:
-            if value > WINDOW_MAX:
+    def _resize_windows(self, size: int) -> None:
+        more, self._window_of_stream = size - self._window_of_stream, size
+        for stream in self.streams.values():
+            stream.out += more
+            if stream.out > WINDOW_MAX:
                 raise ConnectionFault(Code.FLOW_CONTROL_ERROR, "a window over the limit")
-            more, self._window_of_stream = value - self._window_of_stream, value
-            for stream in self.streams.values():
-                stream.out += more
-                if stream.out > WINDOW_MAX:
-                    raise ConnectionFault(Code.FLOW_CONTROL_ERROR, "a window over the limit")
-                self._wake(stream)
-        elif key == Setting.MAX_FRAME_SIZE:
-            if not FRAME_DEFAULT <= value <= FRAME_LIMIT:
-                raise ConnectionFault(Code.PROTOCOL_ERROR, "a size of frames out of bounds")
-            self._frame_max = min(value, FRAME_MAX)
-        elif key == Setting.ENABLE_PUSH and value > 1:
-            raise ConnectionFault(Code.PROTOCOL_ERROR, "neither push nor none")
-        elif key == Setting.HEADER_TABLE_SIZE and value < TABLE_DEFAULT:
-            self._limit_table()
+            self._wake(stream)
 
     def _push_promise(self, flags: int, identity: int, payload: bytes) -> None:
         raise ConnectionFault(Code.PROTOCOL_ERROR, "a client cannot push")
@@ -377,10 +383,6 @@ class Http2(Outgoing):
         else:
             self._say_goodbye(STREAM_MAX, Code.NO_ERROR)
             self.ping()
-
-
-def _has_pseudo(fields: Any) -> bool:
-    return isinstance(fields, list) and any(name[:1] == b":" for name, _ in fields)
 
 
 # By type of frame.

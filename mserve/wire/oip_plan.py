@@ -60,7 +60,7 @@ class Plan:
         for (alias, dtype, count, _, shape), piece in zip(self.parts, raw, strict=True):
             if len(piece) != count * dtype.itemsize:
                 return None
-            arrays[alias] = np.frombuffer(piece, dtype, count).reshape(shape)
+            arrays[alias] = np.ndarray(shape, dtype, piece)
         return arrays
 
     def keep_head(self, shapes: Shapes, head: bytes) -> None:
