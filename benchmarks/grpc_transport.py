@@ -1,9 +1,12 @@
-"""ModelInfer on a 784-128-10 perceptron, against a server of grpcio's that answers a constant.
+"""ModelInfer on a 784-128-10 perceptron, and our transport alone, against a server of grpcio's.
+
+The last two answer a constant.
 
     python benchmarks/grpc_transport.py [SECONDS]
 
 Load comes from h2load, 16 connections with one stream each and 4 with 16, the servers in
-turns, and the best of several rounds counts, for what else runs on a machine only slows.
+turns, and the best of several rounds counts, for what else runs on a machine only slows. The
+processor time that a server takes for a call is told as well: it says the same on a busy machine.
 h2load sends the same head again and again. So calls with an `x-request-id` and a
 `traceparent` of their own come from a generator of frames made beforehand, once spelled
 out as grpcio's clients do, once put into the table, Huffman-coded, as Go's and Java's do;
@@ -14,6 +17,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
+import os
 import re
 import struct
 import subprocess
@@ -21,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -104,14 +109,30 @@ def answer() -> bytes:
     return bytes(made.SerializeToString())
 
 
+OURS = """
+import asyncio, sys, uvloop
+from mserve.server.grpc_server import GrpcServer, listen_grpc
+from mserve.server.peers import Peers
+from mserve.server.rpc import Methods
+answer = bytes.fromhex(sys.argv[1])
+async def main():
+    methods = Methods({"inference.GRPCInferenceService/ModelInfer": lambda rpc, reply: reply(answer)}, {})
+    server = GrpcServer(methods, lambda method, metadata: False, Peers())
+    await server.start(await listen_grpc("127.0.0.1", 0))
+    print(server.port, flush=True)
+    await asyncio.Event().wait()
+uvloop.run(main())
+"""
+
+
 @contextmanager
-def grpcio() -> Iterator[int]:
-    """A server of grpcio's; its port."""
-    command = [sys.executable, "-c", GRPCIO, answer().hex()]
+def constant(code: str) -> Iterator[tuple[int, int]]:
+    """A server that answers a constant; its port and process id."""
+    command = [sys.executable, "-c", code, answer().hex()]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None
-        yield int(process.stdout.readline())
+        yield int(process.stdout.readline()), process.pid
     finally:
         process.kill()
         process.wait()
@@ -208,32 +229,51 @@ async def generate(port: int, made: list[bytes], connections: int, streams: int,
     return rate
 
 
+def cpu_s(pid: int) -> float:
+    """Processor time that a process has taken."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def compare(servers: dict[str, tuple[int, int]], body: Path, seconds: float) -> None:
+    """The calls a second of each server under each load, and the processor time of a call."""
+    for load in LOADS:
+        best, cost = dict.fromkeys(servers, 0.0), dict.fromkeys(servers, math.inf)
+        for _ in range(ROUNDS):
+            for name, (port, pid) in servers.items():
+                before = cpu_s(pid)
+                rate = h2load(port, body, *load, seconds)
+                best[name] = max(best[name], rate)
+                cost[name] = min(cost[name], (cpu_s(pid) - before) / (rate * seconds) * 1e6)
+        print(f"{load[0]} connections, {load[1]} streams each")
+        for name in servers:
+            faster, cheaper = best[name] / best["grpcio"], cost["grpcio"] / cost[name]
+            times = f"{faster:.1f} times grpcio's calls, 1/{cheaper:.1f} of its time"
+            print(f"  {name:20} {best[name]:9,.0f} calls/s, {cost[name]:5.1f} us each: {times}", flush=True)
+
+
 def main(seconds: float) -> None:
-    with tempfile.TemporaryDirectory() as folder, grpcio() as theirs:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        constant(OURS) as ours,
+        constant(GRPCIO) as theirs,
+        ExitStack() as stack,
+    ):
         onnx.save(perceptron(), Path(folder, "mlp.onnx"))
         mserve.export(Path(folder, "mlp.onnx"), Path(folder, "mlp"))
         body = Path(folder, "body")
         body.write_bytes(request())
-        with serving(str(Path(folder, "mlp")), "--name", "mlp") as server:
-            for load in LOADS:
-                best = dict.fromkeys((server.grpc_port, theirs), 0.0)
-                for _ in range(ROUNDS):
-                    for port in best:
-                        best[port] = max(best[port], h2load(port, body, *load, seconds))
-                ours, other = best.values()
-                what = f"{load[0]:2} connections x {load[1]:2} streams"
-                print(
-                    f"{what}: {ours:9,.0f} calls/s, grpcio {other:7,.0f}, {ours / other:.1f} times",
-                    flush=True,
-                )
-            for load in LOADS:
-                rates = dict.fromkeys(("same", "spelled", "table"), 0.0)
-                for _ in range(ROUNDS):
-                    for kind in rates:
-                        run = generate(server.grpc_port, blocks(kind), *load, min(seconds, 1.0))
-                        rates[kind] = max(rates[kind], uvloop.run(run))
-                text = ", ".join(f"{k} {r:,.0f} ({r / rates['same']:.2f})" for k, r in rates.items())
-                print(f"{load[0]:2} connections x {load[1]:2} streams, heads: {text}", flush=True)
+        server = stack.enter_context(serving(str(Path(folder, "mlp")), "--name", "mlp"))
+        whole = server.grpc_port, server.process.pid
+        compare({"mserve, ModelInfer": whole, "our transport": ours, "grpcio": theirs}, body, seconds)
+        for load in LOADS:
+            rates = dict.fromkeys(("same", "spelled", "table"), 0.0)
+            for _ in range(ROUNDS):
+                for kind in rates:
+                    run = generate(server.grpc_port, blocks(kind), *load, min(seconds, 1.0))
+                    rates[kind] = max(rates[kind], uvloop.run(run))
+            text = ", ".join(f"{k} {r:,.0f} ({r / rates['same']:.2f})" for k, r in rates.items())
+            print(f"{load[0]} connections, {load[1]} streams each, heads: {text}", flush=True)
 
 
 if __name__ == "__main__":
