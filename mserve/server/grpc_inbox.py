@@ -44,16 +44,20 @@ class Inbox:
     def feed(self, data: bytes, last: bool) -> bool:
         """Take bytes; whether so much waits that no more should come. Raises PayloadTooLarge, Overloaded."""
         self._buffer += data
-        self._peers.stream(len(data))
+        peers = self._peers
+        peers.streamed += len(data)
         self.ended = last
         whole = self._whole()
+        # A message that is complete is asked for soon: it is enough that no more follows it.
+        if peers.streamed > peers.buffered_max * (2 if whole else 1):
+            raise peers.too_many()
         if whole or last:
             self.wake()
         return bool(whole) and len(self._buffer) > STREAM_WINDOW // 4
 
     def close(self) -> None:
         """Nobody will ask for what is left."""
-        self._peers.stream(-len(self._buffer))
+        self._peers.streamed -= len(self._buffer)
         self._buffer = bytearray()
 
     def partial(self) -> bool:
@@ -89,7 +93,7 @@ class Inbox:
         compressed = self._buffer[0]
         message = bytes(memoryview(self._buffer)[PREFIX_BYTES:size])
         del self._buffer[:size]
-        self._peers.stream(-size)
+        self._peers.streamed -= size
         self._resume()
         if compressed:
             held, loop = Held(self._peers), asyncio.get_running_loop()

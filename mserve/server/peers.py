@@ -29,7 +29,7 @@ class Peers:
 
     `received` counts bodies as they came, and only the event loop writes it;
     `buffered` counts what is `Held`, under the lock. `streamed` are bytes of gRPC's streams
-    that no codec has asked for yet, within a budget as large: a message must not be refused
+    that no codec has asked for yet, with a budget of their own: a message must not be refused
     for what follows it.
     """
 
@@ -65,12 +65,6 @@ class Peers:
             expected=f"at most {self.buffered_max} bytes at once",
             hint="try again later",
         )
-
-    def stream(self, size: int) -> None:
-        """Count more bytes of streams, or fewer. Raises Overloaded, and counts them nevertheless."""
-        self.streamed += size
-        if size > 0 and self.streamed > self.buffered_max:
-            raise self.too_many()
 
 
 @dataclass(slots=True)
