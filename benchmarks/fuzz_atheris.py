@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing of what reads a bundle's bytes, and requests as JSON and as protobuf.
+"""Coverage-guided fuzzing of what reads a bundle's bytes, requests as JSON and as protobuf, and HTTP/2.
 
     pip install atheris
     python benchmarks/fuzz_atheris.py -max_total_time=1800 -rss_limit_mb=1000 -timeout=10
@@ -21,7 +21,9 @@ with atheris.instrument_imports(include=["mserve"]):
     from mserve.format.metagraph import content_digest, parse
     from mserve.format.prune import Parts
     from mserve.tensors import Signature, TensorSpec
-    from mserve.wire import oip_json, protobuf, tfs_examples, tfs_json, tfs_proto
+    from mserve.wire import grpc_wire, http2, oip_json, oip_known, protobuf, tfs_examples, tfs_json, tfs_proto
+    from mserve.wire.grpc_head import HeadReader
+    from mserve.wire.http2_frames import PREFACE
 
 LIMIT = 1 << 20
 TRAILER = b"\x72\x51\x0a\x0dmserve.sha256\x12\x40"
@@ -71,6 +73,27 @@ def read_input(body: bytes) -> None:
     tfs_examples.to_inputs(*examples, SIGNATURE, LIMIT)
 
 
+def read_grpc_request(body: bytes) -> None:
+    reader = oip_known.Reader()
+    first, second = reader.read(body), reader.read(body)
+    assert (first.known.model, first.id) == (second.known.model, second.id)
+    assert repr(first.message()) == repr(second.message())  # a NaN is not equal to itself
+
+
+def read_http2(body: bytes) -> None:
+    """Frames behind a good beginning, in two portions: answers go out, and the connection goes on or ends."""
+    connection = http2.Http2(HeadReader(), 0)
+    for portion in (PREFACE + b"\0\0\0\4\0\0\0\0\0" + body[: len(body) // 2], body[len(body) // 2 :]):
+        for kind, stream, _, last in connection.receive(portion, 0):
+            if kind == http2.DATA and last:
+                connection.answer(stream, grpc_wire.HEAD, b"answer", grpc_wire.TRAILERS)
+        while connection.take():
+            pass
+    assert connection.ended or connection.waiting == sum(
+        len(s.waiting or b"") for s in connection.streams.values()
+    )
+
+
 READERS = (
     read_meta,
     read_request,
@@ -78,6 +101,8 @@ READERS = (
     read_examples,
     read_predict_request,
     read_input,
+    read_grpc_request,
+    read_http2,
 )
 
 

@@ -24,6 +24,7 @@ from mserve.loader.servable import Servable
 from mserve.server.app import Server
 from mserve.server.calls import Call
 from mserve.server.config import Source, load
+from mserve.server.grpc_server import listen_grpc
 from mserve.server.http import Connection
 from mserve.wire.http1 import Request
 from mserve.wire.messages import message
@@ -123,7 +124,7 @@ def test_grpc_leaves_nothing(tmp_path: Path, what: str, model: str, datatype: st
     async def main() -> None:
         async with serving(tmp_path) as server:
             listener = server.grpc()
-            await listener.start("127.0.0.1:0", None)
+            await listener.start(await listen_grpc("127.0.0.1", 0))
             before = kept()
             async with grpc.aio.insecure_channel(f"127.0.0.1:{listener.port}") as channel:
                 method = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")

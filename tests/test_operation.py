@@ -51,7 +51,7 @@ BODIES = [
     ("identity", "identity", ROW, 200, ""),
     ("the name in capitals", "GZIP", gzip.compress(ROW), 200, ""),
     ("an encoding we do not read", "br", ROW, 415, "identity, gzip or deflate"),
-    ("not gzip at all", "gzip", ROW, 400, "not what its Content-Encoding says"),
+    ("not gzip at all", "gzip", ROW, 400, "not compressed as it says"),
     ("a gzip that ends early", "gzip", gzip.compress(ROW)[:-9], 400, "ends too early"),
     ("bytes behind the gzip", "gzip", gzip.compress(ROW) + b"xx", 400, "bytes follow"),
     ("an empty gzip body", "gzip", b"", 400, "ends too early"),

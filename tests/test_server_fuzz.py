@@ -6,7 +6,6 @@ A short run of the attack that `benchmarks/fuzz_server.py --minutes 30` makes at
 from __future__ import annotations
 
 import json
-import logging
 import random
 import select
 import socket
@@ -27,7 +26,6 @@ from server_fuzz import Grpc, Http, known, trouble
 from server_tools import Running, serving
 
 import mserve
-from mserve.server.grpc_server import _worth_a_line
 from mserve.wire.messages import message
 
 
@@ -112,15 +110,6 @@ def test_an_index_out_of_range_is_the_clients_over_grpc_too(server: Running) -> 
         with pytest.raises(grpc.RpcError) as caught:
             call(request.SerializeToString(), timeout=30)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-
-
-def test_a_client_that_leaves_while_it_is_answered_writes_no_traceback() -> None:
-    """grpcio logs that as an error; what else it logs is kept."""
-    for text, kept in (
-        ("ExecuteBatchError raised in core by servicer method [/a/b]", False),
-        ("Unexpected [ValueError] raised by servicer method [/a/b]", True),
-    ):
-        assert _worth_a_line(logging.LogRecord("grpc", logging.ERROR, "", 0, text, (), None)) is kept
 
 
 def test_rows_without_elements_do_not_overflow_the_counters(tmp_path: Path) -> None:

@@ -17,13 +17,12 @@ from ..loader.reconciler import Reconciler
 from ..loader.servable import Batching, load
 from ..runtime.ort import cpu_budget
 from ..wire.http1 import TEXT, Request, Response, json_response
-from . import logs, openapi, tfs_reload
+from . import grpc_health, grpc_reflection, logs, openapi, tfs_reload
 from .access import Access
 from .calls import Calls, as_error
 from .config import Config
 from .exchange import Cancel, Reply, error_response
-from .grpc_health import Health
-from .grpc_server import GrpcServer, Methods
+from .grpc_server import GrpcServer
 from .http import Connection
 from .metrics import CONTENT_TYPE, Metrics
 from .oip import Oip
@@ -33,6 +32,7 @@ from .peers import Peers
 from .recorder import Recorder
 from .request_log import RequestLog, Sampling
 from .rest import VERSION_HEADER
+from .rpc import Methods
 from .settings import BatchingTable, ModelBatching, ModelTable
 from .tfs_grpc import TfsGrpc
 from .tfs_rest import TfsRest, parse_path
@@ -211,7 +211,11 @@ class Server:
             tfs_reload.methods(self),
         ]
         services = {name.partition("/")[0] for c in codecs for name in (*c.unary, *c.streams)}
-        health = Health(self.reconciler.models, self.unready, lambda: self.draining, services, self.knows_rpc)
+        codecs.append(grpc_reflection.methods((*services, grpc_health.SERVICE)))
+        services.update(grpc_reflection.SERVICES)
+        health = grpc_health.Health(
+            self.reconciler.models, self.unready, lambda: self.draining, services, self.knows_rpc
+        )
         codecs.append(health.methods())
         unary = {name: handler for c in codecs for name, handler in c.unary.items()}
         streams = {name: handler for c in codecs for name, handler in c.streams.items()}

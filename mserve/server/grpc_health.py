@@ -17,7 +17,7 @@ from typing import Any
 from ..errors import NotFound, RequestError, Unauthenticated
 from ..loader.reconciler import Model
 from ..wire.messages import message
-from .grpc_server import Methods, Rpc, RpcReply
+from .rpc import Methods, Rpc, RpcReply
 
 POLL_S = 0.2
 SERVICE = "grpc.health.v1.Health"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from ..errors import MserveError, Unimplemented
@@ -19,17 +19,23 @@ from ..tensors import Array
 from ..wire import oip_proto
 from ..wire.context import Context
 from ..wire.messages import message, methods
+from ..wire.oip import to_raw
+from ..wire.oip_known import Reader
+from ..wire.oip_plan import Plan, shapes_of
+from ..wire.protobuf import encode_bytes
 from . import oip
 from .calls import Call, as_error
 from .exchange import Cancel
-from .grpc_server import Methods, Rpc, RpcReply, Unary
 from .http import PIPELINE_MAX
 from .oip import Oip
 from .peers import Held, Peers
+from .rpc import Methods, Rpc, RpcReply, Unary
 
 SERVICE = "inference.GRPCInferenceService/"
 # Every answer of a stream is its request's last one; clients of decoupled models look for the mark.
 _FINAL = "triton_final_response"
+# The field of a ModelStreamInferResponse that holds an answer.
+_INFER_RESPONSE = 2
 _ABSENT = ("TraceSetting", "LogSettings", "SystemSharedMemoryRegister", "CudaSharedMemoryRegister")
 
 
@@ -38,25 +44,42 @@ class Infer(Call):
 
     protocol = "oip-grpc"
 
-    def __init__(self, body: bytes, context: Context, reply: Callable[[Any], None]) -> None:
+    def __init__(self, reader: Reader, body: bytes, context: Context, reply: Callable[[Any], None]) -> None:
         super().__init__(context, reply)
+        self._reader = reader
         self._body = body
+        self._plan: Plan | None = None
         self.id = ""
 
     def parse(self) -> None:
-        asked = oip_proto.decode("ModelInferRequest", self._body)
+        self._asked = asked = self._reader.read(self._body)
         self._body = b""  # a large one waits in one form only
-        self.model, self.id = asked.model_name, asked.id
-        self.version, self.label = oip.version_of(asked.model_version)
-        self._message = oip_proto.request(asked)
-        oip.prepare(self, self._message)
+        self.model, self.id = asked.known.model, asked.id
+        self.version, self.label = oip.version_of(asked.known.version)
+        oip.prepare(self, asked.known.bare)
 
     def queries(self) -> Sequence[Query]:
-        return (oip.query(self._message, self.servable),)
+        asked, plans = self._asked, self.servable.plans
+        plan = plans.find_key(asked.key) if asked.key else None
+        if plan is not None and (inputs := plan.inputs_of(asked.raw)) is not None:
+            self._plan = plan
+            return (Query(plan.signature, inputs, plan.rows),)
+        message = asked.message()
+        query = oip.query(message, self.servable)
+        if asked.key:
+            signature = self.servable.signatures[query.signature]
+            plans.learn_key(asked.key, message, query.signature, signature, asked.raw)
+        return (query,)
 
-    def encode(self, results: Sequence[Sequence[Array]]) -> Any:
-        outputs = oip.outputs(self._message, self.servable, self.signature, results[0])
-        return oip_proto.response(self.model, str(self.servable.version), self._message.id, outputs)
+    def encode(self, results: Sequence[Sequence[Array]]) -> bytes:
+        outputs, plan = results[0], self._plan
+        if plan is not None and (known := plan.heads.get(shapes_of(outputs))):
+            return oip_proto.response(known[0], self.id, [outputs[place].tobytes() for place in plan.places])
+        asked = oip.outputs(self._asked.known.bare, self.servable, self.signature, outputs)
+        head = oip_proto.head(self.model, str(self.servable.version), asked)
+        if plan is not None:
+            plan.keep_head(shapes_of(outputs), head)
+        return oip_proto.response(head, self.id, [to_raw(output.array) for output in asked])
 
     def refuse(self, error: MserveError) -> MserveError:
         return error
@@ -72,6 +95,7 @@ class OipGrpc:
         self._oip = protocol
         self._peers = peers
         self._calls = protocol.calls
+        self._reader = Reader()
 
     def methods(self) -> Methods:
         """The service's handlers by full method name."""
@@ -109,10 +133,7 @@ class OipGrpc:
         reply(oip_proto.encode(answer, page(_decode(asked, rpc))))
 
     def _infer(self, rpc: Rpc, reply: RpcReply) -> Cancel:
-        def answer(result: Any) -> None:
-            reply(result if isinstance(result, MserveError) else bytes(result.SerializeToString()))
-
-        return self._calls.begin(Infer(rpc.message, rpc.context, answer), len(rpc.message))
+        return self._calls.begin(Infer(self._reader, rpc.message, rpc.context, reply), len(rpc.message))
 
     def _load(self, rpc: Rpc, reply: RpcReply) -> None:
         asked = _decode("RepositoryModelLoadRequest", rpc)
@@ -159,7 +180,7 @@ class OipGrpc:
         timeout = max(1, stream.start_ns + stream.timeout_ns - now) if stream.timeout_ns else 0
         context = Context(now, timeout, stream.request_id, stream.traceparent, stream.admin)
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        call = Infer(body, context, partial(_settle, answer))
+        call = Infer(self._reader, body, context, partial(_settle, answer))
         held = Held(self._peers)
         try:
             held.take(len(body))
@@ -167,7 +188,7 @@ class OipGrpc:
             held.release()
             # Its traceback would hold the message until the requests before it are answered.
             answer.set_result(error.with_traceback(None))
-            return _Asked(Infer(b"", context, answer.set_result), answer, held, lambda: None)
+            return _Asked(Infer(self._reader, b"", context, answer.set_result), answer, held, lambda: None)
         return _Asked(call, answer, held, self._calls.begin(call, len(body)))
 
 
@@ -195,14 +216,20 @@ def _settle(answer: asyncio.Future[Any], result: Any) -> None:
 
 def _streamed(request_id: str, result: Any) -> bytes:
     """One message of a stream's answer; an error comes with the id of its request."""
-    answer = message("inference.ModelStreamInferResponse")()
     if isinstance(result, MserveError):
-        answer.error_message = str(result)
+        answer = message("inference.ModelStreamInferResponse")(error_message=str(result))
         answer.infer_response.id = request_id
-    else:
-        answer.infer_response.CopyFrom(result)
-    answer.infer_response.parameters[_FINAL].bool_param = True
-    return bytes(answer.SerializeToString())
+        answer.infer_response.parameters[_FINAL].bool_param = True
+        return bytes(answer.SerializeToString())
+    return encode_bytes(_INFER_RESPONSE, result + _final())
+
+
+@cache
+def _final() -> bytes:
+    """The mark of a last answer, which may follow the other fields of a ModelInferResponse."""
+    marked = message("inference.ModelInferResponse")()
+    marked.parameters[_FINAL].bool_param = True
+    return bytes(marked.SerializeToString())
 
 
 async def _administer(work: Coroutine[Any, Any, None], reply: RpcReply) -> None:

@@ -27,8 +27,10 @@ CONNECTIONS_MAX = 10_000
 class Peers:
     """The set of connections of the HTTP listener, limits, and the bytes held for clients of both ports.
 
-    `received` counts bodies as they came over HTTP, and only the event loop writes it;
-    `buffered` counts what is `Held`, under the lock.
+    `received` counts bodies as they came, and only the event loop writes it;
+    `buffered` counts what is `Held`, under the lock. `streamed` are bytes of gRPC's streams
+    that no codec has asked for yet, with a budget of their own: a message must not be refused
+    for what follows it.
     """
 
     body_max: int = BODY_BYTES_MAX
@@ -39,6 +41,7 @@ class Peers:
     open: set[Connection] = field(default_factory=set)
     buffered: int = 0
     received: int = 0
+    streamed: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def room(self, more: int) -> bool:

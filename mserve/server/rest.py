@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 
-from ..errors import MserveError, PayloadTooLarge, RequestError, UnsupportedEncoding
+from ..errors import MserveError, RequestError, UnsupportedEncoding
 from ..wire.http1 import JSON, Request, Response
+from ..wire.inflate import WINDOWS, deflate, inflate
 from .calls import Call
 from .exchange import Reply, error_response
 
@@ -14,8 +14,6 @@ VERSION_HEADER = "mserve-model-version"
 TIMEOUT_HEADER = b"mserve-timeout-ms"
 # Envoy and Istio tell how long they will wait by this one.
 _TIMEOUT_HEADERS = (TIMEOUT_HEADER, b"x-envoy-expected-rq-timeout-ms")
-_WINDOWS = {b"gzip": 31, b"deflate": 15}
-_PIECE = 64 << 10
 # A smaller answer is not worth the time that compressing takes.
 COMPRESS_BYTES = 4 << 10
 
@@ -51,27 +49,11 @@ def content(request: Request, limit: int) -> bytes | bytearray:
     encoding = request.headers.get(b"content-encoding", b"identity").lower()
     if encoding == b"identity":
         return request.body
-    window = _WINDOWS.get(encoding)
-    if window is None:
+    if encoding not in WINDOWS:
         raise UnsupportedEncoding(
             "the body is encoded", expected="identity, gzip or deflate", found=encoding.decode("latin-1")
         )
-    inflater, out, rest = zlib.decompressobj(window), bytearray(), bytes(request.body)
-    try:
-        while not inflater.eof:
-            piece = inflater.decompress(rest, _PIECE)
-            request.charge(len(piece))
-            out += piece
-            rest = inflater.unconsumed_tail
-            if len(out) > limit:
-                raise PayloadTooLarge("the body is too large", expected=f"at most {limit} bytes inflated")
-            if not piece and not rest and not inflater.eof:
-                raise RequestError("the compressed body ends too early", found=encoding.decode())
-    except zlib.error as error:
-        raise RequestError("the body is not what its Content-Encoding says", found=error) from error
-    if inflater.unused_data:
-        raise RequestError("bytes follow the compressed body", found=f"{len(inflater.unused_data)} bytes")
-    return out
+    return inflate(bytes(request.body), encoding, limit, request.charge)
 
 
 class RestCall(Call):
@@ -93,9 +75,9 @@ class RestCall(Call):
         encoding = _accepted(self.request.headers.get(b"accept-encoding", b""))
         if len(body) < COMPRESS_BYTES or not encoding:
             return Response(200, body, content_type, headers)
-        deflater = zlib.compressobj(1, zlib.DEFLATED, _WINDOWS[encoding])
-        body = deflater.compress(body) + deflater.flush()
-        return Response(200, body, content_type, (*headers, ("Content-Encoding", encoding.decode())))
+        return Response(
+            200, deflate(body, encoding), content_type, (*headers, ("Content-Encoding", encoding.decode()))
+        )
 
     def refuse(self, error: MserveError) -> Response:
         return error_response(error)
@@ -110,6 +92,6 @@ def _accepted(header: bytes) -> bytes:
         return b""
     for part in header.lower().split(b","):
         name, _, weight = part.partition(b";")
-        if name.strip() in _WINDOWS and weight.replace(b" ", b"") not in (b"q=0", b"q=0.0"):
+        if name.strip() in WINDOWS and weight.replace(b" ", b"") not in (b"q=0", b"q=0.0"):
             return name.strip()
     return b""

@@ -30,7 +30,7 @@ from ..numerics import show_bytes
 from ..wire import tfs_json
 from .app import Server
 from .config import Config, changed, tls_files
-from .grpc_server import GrpcServer
+from .grpc_server import GrpcServer, listen_grpc
 from .logs import begin, set_level
 from .tls import Tls
 from .tls_listener import TlsListener, listen
@@ -87,8 +87,8 @@ async def _serve(watch: ConfigWatch) -> None:
     port = listener.sockets[0].getsockname()[1]
     grpc_server = server.grpc()
     if config.server.grpc_port is not None:
-        address = f"{_in_url(config.server.host)}:{config.server.grpc_port}"
-        await grpc_server.start(address, tls.credentials() if tls else None)
+        sockets = await listen_grpc(config.server.host, config.server.grpc_port)
+        await grpc_server.start(sockets, (lambda: tls.h2) if tls else None)
     server.reconciler.start()
     background = [
         loop.create_task(_sweep(server)),

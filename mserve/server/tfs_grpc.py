@@ -22,8 +22,8 @@ from ..wire.messages import message
 from . import tfs_methods
 from .calls import Call, Calls
 from .exchange import Cancel
-from .grpc_server import Methods, Rpc, RpcReply, Unary
 from .peers import Peers
+from .rpc import Methods, Rpc, RpcReply, Unary
 from .tfs_pages import find, statuses
 
 _PACKAGE = "tensorflow.serving."

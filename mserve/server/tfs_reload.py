@@ -23,8 +23,8 @@ from ..wire import tfs_proto
 from ..wire.messages import message
 from .access import require_admin
 from .calls import as_error
-from .grpc_server import Methods, Rpc, RpcReply
 from .model_config_list import from_message
+from .rpc import Methods, Rpc, RpcReply
 from .tfs_grpc import status_proto
 
 if TYPE_CHECKING:

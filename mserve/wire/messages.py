@@ -42,3 +42,24 @@ def message(name: str) -> Any:
 def methods(service: str) -> dict[str, Any]:
     """The methods of a service by name, as protobuf describes them. Raises KeyError."""
     return dict(_pool().FindServiceByName(service).methods_by_name)
+
+
+def files(name: str) -> list[bytes]:
+    """The description of a file as bytes, and behind it what it imports, each before its own imports.
+
+    By the file's name or by the full name of anything in it. Raises KeyError.
+    """
+    try:
+        first = _pool().FindFileByName(name)
+    except KeyError:
+        first = _pool().FindFileContainingSymbol(name)
+    found: dict[str, bytes] = {}
+
+    def add(file: Any) -> None:
+        if file.name not in found:
+            for imported in file.dependencies:
+                add(imported)
+            found[file.name] = file.serialized_pb
+
+    add(first)
+    return list(found.values())[::-1]

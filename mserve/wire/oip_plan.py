@@ -1,4 +1,4 @@
-"""Plans: what the JSON part of a binary request means to one version of a model.
+"""Plans: what the JSON part of a binary request, or what stands for it in gRPC, means to one version.
 
 A client that sends tensors as raw bytes sends the same JSON before them again and again:
 names, datatypes, shapes. What follows from it is worked out and checked once, and kept
@@ -52,6 +52,17 @@ class Plan:
             arrays[alias] = array if array.flags.aligned else array.copy()
         return arrays
 
+    def inputs_of(self, raw: Sequence[bytes]) -> dict[str, Array] | None:
+        """The inputs by alias, as views of a piece each; None where a size does not fit."""
+        import numpy as np
+
+        arrays: dict[str, Array] = {}
+        for (alias, dtype, count, _, shape), piece in zip(self.parts, raw, strict=True):
+            if len(piece) != count * dtype.itemsize:
+                return None
+            arrays[alias] = np.ndarray(shape, dtype, piece)
+        return arrays
+
     def keep_head(self, shapes: Shapes, head: bytes) -> None:
         """Keep the JSON part of an answer, if there is only raw data behind it."""
         if not self.places or len(head) > JSON_BYTES_MAX:
@@ -79,12 +90,26 @@ class Plans:
         if length > JSON_BYTES_MAX or message.id is not None:
             return
         plan = _plan(message, name, signature)
-        if plan is None or plan.size != len(body) - length:
-            return
-        plan.rows = check_inputs(signature, plan.inputs(body, length))
+        if plan is not None and plan.size == len(body) - length:
+            self._keep(bytes(body[:length]), plan, signature, plan.inputs(body, length))
+
+    def find_key(self, key: bytes) -> Plan | None:
+        """The plan for what gRPC sends in place of JSON."""
+        return self._plans.get(key)
+
+    def learn_key(
+        self, key: bytes, message: InferRequest, name: str, signature: Signature, raw: Sequence[bytes]
+    ) -> None:
+        """As `learn`, for a message of gRPC and its tensors. Raises RequestError."""
+        plan = _plan(message, name, signature)
+        if plan is not None and (inputs := plan.inputs_of(raw)) is not None:
+            self._keep(key, plan, signature, inputs)
+
+    def _keep(self, key: bytes, plan: Plan, signature: Signature, inputs: dict[str, Array]) -> None:
+        plan.rows = check_inputs(signature, inputs)
         if len(self._plans) >= PLANS_MAX:
             self._plans.clear()
-        self._plans[bytes(body[:length])] = plan
+        self._plans[key] = plan
 
 
 def _plan(message: InferRequest, name: str, signature: Signature) -> Plan | None:

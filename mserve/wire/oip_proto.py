@@ -21,8 +21,8 @@ from .oip import (
     check_shape,
     check_unique,
     text,
-    to_raw,
 )
+from .protobuf import encode_varint
 
 # The field that holds the values of each datatype; half-size floats have none.
 _FIELDS = {
@@ -120,12 +120,20 @@ def _output(port: Any) -> Wanted:
     return Wanted(port.name, True, classes)
 
 
-def response(name: str, version: str, request_id: str | None, outputs: Sequence[Output]) -> Any:
-    """A ModelInferResponse."""
-    answer = message("inference.ModelInferResponse")(
-        model_name=name, model_version=version, id=request_id or ""
-    )
+def head(name: str, version: str, outputs: Sequence[Output]) -> bytes:
+    """What a ModelInferResponse says of its outputs; goes before the id and the tensors."""
+    answer = message("inference.ModelInferResponse")(model_name=name, model_version=version)
     for output in outputs:
         answer.outputs.add(name=output.name, datatype=output.datatype, shape=output.array.shape)
-        answer.raw_output_contents.append(to_raw(output.array))
-    return answer
+    return bytes(answer.SerializeToString())
+
+
+def response(head: bytes, request_id: str, tensors: Sequence[bytes]) -> bytes:
+    """A ModelInferResponse: its head, the id of the request if it has one, raw tensors."""
+    pieces = [head]
+    if request_id:
+        data = request_id.encode()
+        pieces += (b"\x1a", encode_varint(len(data)), data)
+    for tensor in tensors:
+        pieces += (b"\x32", encode_varint(len(tensor)), tensor)
+    return b"".join(pieces)
