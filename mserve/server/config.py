@@ -161,6 +161,27 @@ def _written(name: str, value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+def to_tables(config: Config) -> dict[str, dict[str, Any]]:
+    """A configuration as a file could hold it, but for the models and for who may ask."""
+    tables = {name: getattr(config, name) for name in TABLES if name != "auth"}
+    return {
+        name: {
+            item.name: _written(item.name, value)
+            for item in fields(table)
+            if ((value := getattr(table, item.name)) is not None or item.name == "grpc_port")
+        }
+        for name, table in tables.items()
+    }
+
+
+def from_tables(tables: Mapping[str, Any]) -> Config:
+    """The configuration that `to_tables` was given. Raises InputError for what is none."""
+    reader = TableReader(None, {}, {})
+    config = Config(**reader.tables(tables))
+    raise_problems(reader.problems)
+    return config
+
+
 def changed(before: Config, now: Config) -> list[str]:
     """What differs, a line for each key: `limits.timeout: 30.0 -> 5.0`; - where there is no such key.
 
