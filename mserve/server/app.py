@@ -15,6 +15,7 @@ from ..front import Front
 from ..loader.plan import ModelConfig, Policy
 from ..loader.reconciler import Reconciler
 from ..loader.servable import Batching, Servable, load
+from ..runtime.ort import cpu_budget
 from ..wire.http1 import TEXT, Request, Response, json_response
 from . import grpc_health, grpc_reflection, logs, openapi, tfs_reload
 from .access import Access
@@ -102,11 +103,16 @@ class Server:
     """Everything that lives on the event loop."""
 
     def __init__(
-        self, config: Config, workers: int, opener: Opener | None = None, published: Published = lambda: None
+        self,
+        config: Config,
+        workers: int | None = None,
+        opener: Opener | None = None,
+        published: Published = lambda: None,
     ) -> None:
         """`config_problem` says why the newest configuration is not used, or is "".
 
-        `workers` threads run models; `opener` and `published` are the reconciler's.
+        `workers` threads run models, by default one for each CPU; `opener` and `published` are
+        the reconciler's.
         """
         self.config = config
         self.config_problem = ""
@@ -114,6 +120,7 @@ class Server:
         self.reconciler = Reconciler(
             model_configs(config), opener=opener, poll_s=config.server.poll, published=published
         )
+        workers = cpu_budget() if workers is None else workers
         self.executor = Executor(_limits(config.batching), workers=workers)
         self.front = Front(self.reconciler.models, self.executor, config.limits.timeout)
         batcher = self.executor.batcher

@@ -58,7 +58,6 @@ log = logging.getLogger("mserve")
 
 LOAD_THREADS = 8
 READ_BYTES = 64 << 10
-SETTLE_S = 0.05
 POLL_S = 0.01
 _PR_SET_PDEATHSIG = 1
 _OIP, _TFS = "inference.GRPCInferenceService/", "tensorflow.serving.PredictionService/"
@@ -352,7 +351,6 @@ class Child:
     async def _finish(self) -> None:
         if self._listener is not None:
             await self._listener.finish()
-            await asyncio.sleep(SETTLE_S)  # what was accepted last is read
         await drain(self._worker, self._listener, self._grpc)
         if self._worker.request_log is not None:
             self._worker.request_log.close()

@@ -91,7 +91,7 @@ def follow_signals() -> tuple[asyncio.Event, asyncio.Event]:
 async def _serve(watch: ConfigWatch) -> None:
     loop = asyncio.get_running_loop()
     config = watch.config
-    server = Server(config, cpu_budget())
+    server = Server(config)
     stop, reload = follow_signals()
     files = tls_files(config)
     tls = Tls(files) if files else None
