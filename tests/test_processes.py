@@ -74,6 +74,15 @@ def wait_gone(processes: dict[int, int]) -> None:
         time.sleep(0.02)
 
 
+def taken(port: int) -> str:
+    """Why nobody else can listen on a port, "" if one can."""
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError as error:
+        return str(error)
+    return ""
+
+
 def sample(server: Running, name: str, **labels: str) -> float:
     """The sum of a metric over the series that have these labels."""
     total = 0.0
@@ -409,7 +418,10 @@ def test_a_parent_that_is_killed_takes_its_children_along(tmp_path: Path) -> Non
         running.process.kill()
         running.process.wait()
         wait_gone(children)
-        socket.create_server(("127.0.0.1", running.port), reuse_port=False).close()
+        deadline = time.monotonic() + 20
+        while (why := taken(running.port)) and time.monotonic() < deadline:
+            time.sleep(0.02)  # the last thread of a process that is gone lets go of it
+        assert why == ""
 
 
 def test_sigterm_answers_what_was_accepted(tmp_path: Path) -> None:

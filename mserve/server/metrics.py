@@ -164,6 +164,12 @@ class Metrics:
             self._latest[known, version, call.signature, call.protocol] = counts
         return counts
 
+    def take(self) -> dict[Series, Counts]:
+        """Hand over what was counted so far, and begin anew."""
+        taken, self.series = self.series, {}
+        self._latest.clear()
+        return taken
+
     def render(self) -> bytes:
         """All metrics as Prometheus text."""
         from prometheus_client import CollectorRegistry, generate_latest

@@ -19,26 +19,25 @@ _LISTS = ("batch_rows", "batch_ns")
 
 def take_series(metrics: Metrics) -> list[Any]:
     """The counts of all series since the last time; they begin anew."""
-    taken, metrics.series = metrics.series, {}
-    return [[list(key), _counts(counts)] for key, counts in taken.items()]
+    return [[list(key), _counts(counts)] for key, counts in metrics.take().items()]
 
 
 def _counts(counts: Counts) -> list[Any]:
     histograms = [[h.counts, h.total_ns] for h in (counts.total, *counts.phases)]
-    return [counts.codes, counts.failures, counts.failed_ns, counts.last_ms, histograms]
+    return [counts.codes, counts.failures, counts.failed_ns, counts.last_ns, histograms]
 
 
 def add_series(metrics: Metrics, taken: Iterable[Any]) -> int:
     """Add what a child has counted; returns how many requests that were."""
     requests = 0
-    for key, (codes, failures, failed_ns, last_ms, histograms) in taken:
+    for key, (codes, failures, failed_ns, last_ns, histograms) in taken:
         counts = metrics.series.setdefault(Series(*key), Counts())
         for code, count in codes.items():
             counts.codes[code] = counts.codes.get(code, 0) + count
             requests += count
         counts.failures += failures
         counts.failed_ns += failed_ns
-        counts.last_ms = max(counts.last_ms, last_ms)
+        counts.last_ns = max(counts.last_ns, last_ns)
         for histogram, (buckets, total_ns) in zip((counts.total, *counts.phases), histograms, strict=True):
             _add_histogram(histogram, buckets, total_ns)
     return requests
