@@ -253,6 +253,18 @@ def test_every_process_answers_and_the_metrics_are_their_sum(server: Running) ->
     assert stats["inference_stats"]["success"]["count"] == count
 
 
+def test_connections_that_come_at_once_are_shared_out(server: Running) -> None:
+    """Else the process that is awake first would take nearly all of them."""
+    links = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(MANY)]
+    try:
+        server.wait_until(lambda: sample(server, "mserve_process_connections") >= MANY)
+        mine = [sample(server, "mserve_process_connections", process=str(n)) for n in (0, 1)]
+        assert min(mine) >= MANY // 3
+    finally:
+        for link in links:
+            link.close()
+
+
 PAGES = [
     ("GET", "/readyz", 200),
     ("GET", "/livez", 200),

@@ -50,6 +50,7 @@ from .grpc_server import GrpcServer, Methods, Rpc, RpcReply
 from .logs import begin, set_level
 from .oip_rest import parse_path as oip_route
 from .run import drain, quieten_collector, sweep
+from .shares import Shares
 from .tfs_rest import parse_path as tfs_route
 from .tls import Tls, of_pem
 from .tls_listener import TlsListener
@@ -59,6 +60,7 @@ log = logging.getLogger("mserve")
 LOAD_THREADS = 8
 READ_BYTES = 64 << 10
 POLL_S = 0.01
+NOTE_S = 0.1
 _PR_SET_PDEATHSIG = 1
 _OIP, _TFS = "inference.GRPCInferenceService/", "tensorflow.serving.PredictionService/"
 # What a child answers itself.
@@ -198,7 +200,8 @@ def _answer_rpc(reply: RpcReply, asked: asyncio.Future[Message]) -> None:
 
 async def _serve(boot: Head, config: Config, control: socket.socket) -> None:
     worker = Worker(config, boot["threads"])
-    child = Child(worker, [socket.socket(fileno=fd) for fd in boot["http"]])
+    shares = Shares(boot["shares"], boot["count"], boot["number"])
+    child = Child(worker, [socket.socket(fileno=fd) for fd in boot["http"]], shares)
     loop = asyncio.get_running_loop()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -219,9 +222,10 @@ def _orphaned() -> None:
 class Child:
     """Does what the parent says."""
 
-    def __init__(self, worker: Worker, sockets: Sequence[socket.socket]) -> None:
+    def __init__(self, worker: Worker, sockets: Sequence[socket.socket], shares: Shares) -> None:
         self._worker = worker
         self._sockets = sockets
+        self._shares = shares
         self._held: dict[int, Servable] = {}
         self._loading: dict[int, asyncio.Task[None]] = {}
         self._counted: dict[int, Stats] = {}
@@ -327,7 +331,7 @@ class Child:
                 [handle, servable.in_flight, backlog(servable).rows, self._added(handle)]
                 for handle, servable in self._held.items()
             ],
-            "connections": len(self._worker.peers.open),
+            "connections": self._connections(),
         }
 
     async def _accept(self) -> None:
@@ -340,7 +344,14 @@ class Child:
             worker.connection,
             lambda: self._tls.context if self._tls else None,
             (lambda _: True) if plain else worker.peers.room,
+            lambda more: self._shares.turn(self._connections() + more),
         )
+        while not self._stopping:  # some have left without a word
+            self._shares.note(self._connections())
+            await asyncio.sleep(NOTE_S)
+
+    def _connections(self) -> int:
+        return len(self._worker.peers.open)
 
     def stop(self) -> None:
         """Answer what was accepted, and end."""
@@ -351,6 +362,7 @@ class Child:
     async def _finish(self) -> None:
         if self._listener is not None:
             await self._listener.finish()
+            self._shares.leave()
         await drain(self._worker, self._listener, self._grpc)
         if self._worker.request_log is not None:
             self._worker.request_log.close()

@@ -61,15 +61,14 @@ class Process:
             raise error_of(answer["error"])
 
 
-def spawn(control: socket.socket, sockets: Sequence[socket.socket]) -> subprocess.Popen[bytes]:
-    """A fresh process with this one's modules, a group of its own, and the sockets."""
-    handed = [control.fileno(), *(s.fileno() for s in sockets)]
+def spawn(control: socket.socket, handed: Sequence[int]) -> subprocess.Popen[bytes]:
+    """A fresh process with this one's modules, a group of its own, and these file descriptors."""
     paths = os.pathsep.join(path for path in sys.path if path)
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "mserve.server.child", str(control.fileno())],
         stdin=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": paths},
-        pass_fds=handed,
+        pass_fds=[control.fileno(), *handed],
         process_group=0,
     )
 

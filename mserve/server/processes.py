@@ -37,6 +37,7 @@ from .control import Channel, Closed, Head, Message
 from .metrics import Process as Figures
 from .mirror import Proxy, handle_of, state_of
 from .process import Process, how_ended, spawn
+from .shares import Shares, shared_memory
 
 log = logging.getLogger("mserve")
 
@@ -93,6 +94,8 @@ class Fleet:
         self._leaving: dict[int, tuple[Proxy, set[Process]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
+        self._shares_fd = shared_memory(plan.count)
+        self._shares = Shares(self._shares_fd, plan.count)
 
     # life and death
 
@@ -125,7 +128,7 @@ class Fleet:
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                popen = spawn(theirs, self._plan.http)
+                popen = spawn(theirs, [self._shares_fd, *(s.fileno() for s in self._plan.http)])
         except OSError as error:
             ours.close()
             return f"cannot be started: {error.strerror}"
@@ -141,6 +144,7 @@ class Fleet:
             popen.kill()  # one that has closed its end is of no use
         await self._loop.run_in_executor(None, popen.wait)
         del self.processes[number]
+        self._shares.leave(number)
         for handle in list(self._leaving):
             self._left(process, handle)
         self._up[number].set()
@@ -152,6 +156,9 @@ class Fleet:
             "version": __version__,
             "config": self._config(),
             "threads": max(1, share + (number < more)),
+            "number": number,
+            "count": self._plan.count,
+            "shares": self._shares_fd,
             "http": [s.fileno() for s in self._plan.http],
         }
 

@@ -20,6 +20,7 @@ log = logging.getLogger("mserve")
 
 HANDSHAKE_S = 10.0
 FINISH_S = 1.0
+YIELDS, YIELD_S = 4, 0.001
 # How long to wait when the process has no file descriptor left.
 FULL_S = 0.1
 
@@ -30,7 +31,8 @@ class TlsListener:
     `context()` is asked for each connection; one for which `room(handshakes)`, given how many
     shake hands now, is False is closed at once. Where `context()` is None there is no TLS.
 
-    The sockets may be shared with other processes that accept on them, too.
+    The sockets may be shared with other processes that accept on them, too: while `turn(handshakes)`
+    is False, the next connection is left to them for a moment.
     """
 
     def __init__(
@@ -39,8 +41,10 @@ class TlsListener:
         protocol: Callable[[], asyncio.Protocol],
         context: Callable[[], ssl.SSLContext | None],
         room: Callable[[int], bool],
+        turn: Callable[[int], bool] = lambda more: True,
     ) -> None:
         self.sockets = sockets
+        self._turn = turn
         self._protocol = protocol
         self._context = context
         self._room = room
@@ -71,6 +75,10 @@ class TlsListener:
     async def _accept(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
+            for _ in range(YIELDS):
+                if self._turn(len(self._handshakes)):
+                    break
+                await asyncio.sleep(YIELD_S)
             try:
                 client, _ = await loop.sock_accept(listening)
             except OSError as error:
