@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from server_tools import Answer, Running, serving
 
 import mserve
 from mserve.errors import ModelRefused, NotFound, Overloaded
+from mserve.server.config import Source, from_tables, parse, to_tables
 from mserve.server.control import HEAD_BYTES_MAX, Frames, Malformed, Message, error_head, error_of, pack
 
 ROW = json.dumps({"instances": [[1.0]]}).encode()
@@ -496,6 +498,34 @@ def test_a_new_configuration_reaches_every_process(tmp_path: Path) -> None:
         config.write_text("[server]\nnonsense = 1\n")
         running.wait_until(lambda: sample(running, "mserve_configuration_refused") == 1)
         assert {c.ask(body=nan).status for c in opened} == {400}
+
+
+def test_a_configuration_travels_and_keeps_what_only_a_restart_changes() -> None:
+    written = """
+[server]
+port = 1
+grpc_port = "off"
+poll = 0.5
+[limits]
+body = "1MiB"
+timeout = 2.0
+[log]
+access = "requests.log"
+[request_log]
+path = "sample.jsonl"
+redact = ["x"]
+[models.m]
+base_path = "m"
+"""
+    started = parse(Source(Path("a/mserve.toml")), written)
+    now = parse(Source(Path("a/mserve.toml")), written.replace("2.0", "3.0").replace("1MiB", "2MiB"))
+    told = from_tables(json.loads(json.dumps(to_tables(now, started))))
+    for table in ("server", "batching", "limits", "log", "request_log"):
+        wanted = getattr(now, table)
+        if table == "limits":
+            wanted = replace(wanted, body=1 << 20)
+        assert getattr(told, table) == wanted
+    assert told.models == {}
 
 
 def test_tokens_hold_in_every_process_and_follow_their_file(tmp_path: Path) -> None:

@@ -161,17 +161,19 @@ def _written(name: str, value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def to_tables(config: Config) -> dict[str, dict[str, Any]]:
-    """A configuration as a file could hold it, but for the models and for who may ask."""
-    tables = {name: getattr(config, name) for name in TABLES if name != "auth"}
-    return {
-        name: {
-            item.name: _written(item.name, value)
-            for item in fields(table)
-            if ((value := getattr(table, item.name)) is not None or item.name == "grpc_port")
-        }
-        for name, table in tables.items()
-    }
+def to_tables(config: Config, started: Config) -> dict[str, dict[str, Any]]:
+    """A configuration as a file could hold it, but for the models and for who may ask.
+
+    Keys that take effect with a restart have the values that the server has `started` with.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name in TABLES.keys() - {"auth"}:
+        now, before = getattr(config, name), getattr(started, name)
+        values = {f.name: getattr(before if f.metadata["key"].restart else now, f.name) for f in fields(now)}
+        # TOML has no word for nothing, which is the default where it is a value.
+        told = {k: v for k, v in values.items() if v is not None or k == "grpc_port"}
+        found[name] = {k: _written(k, v) for k, v in told.items()}
+    return found
 
 
 def from_tables(tables: Mapping[str, Any]) -> Config:

@@ -42,7 +42,8 @@ class Parent(Server):
     """A server whose models are loaded, and whose inference is answered, by a fleet."""
 
     def __init__(self, config: Config, plan: Plan) -> None:
-        self.fleet = Fleet(plan, lambda: to_tables(self.config), self._asked)
+        self._started = config
+        self.fleet = Fleet(plan, self._tables, self._asked)
         super().__init__(config, 0, self.fleet.open, self.fleet.publish)
         self.fleet.models = self.reconciler.models
         self.fleet.counted = lambda series: tallies.add_series(self.metrics, series)
@@ -51,13 +52,17 @@ class Parent(Server):
         self.metrics.waiting = lambda servable: self.fleet.gauge(servable, 1)
         self._unary = self.grpc_methods().unary
 
+    def _tables(self) -> Head:
+        """The configuration, as children are told."""
+        return to_tables(self.config, self._started)
+
     def reconfigure(self, config: Config) -> None:
         super().reconfigure(config)
         self.tell(None)
 
     def tell(self, tls: Tls | None) -> None:
         """Tell the children what holds now, as far as it has changed."""
-        self.fleet.tell("config", to_tables(self.config))
+        self.fleet.tell("config", self._tables())
         self.fleet.tell("access", self.access.rules())
         if tls is not None:
             self.fleet.tell("tls", tls.pem())
