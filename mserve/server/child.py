@@ -24,6 +24,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,21 +40,17 @@ from ..errors import BundleIncomplete, EnvironmentProblem, MserveError
 from ..loader.servable import Servable, Stats, load
 from ..runtime.memory import give_back
 from ..runtime.ort import limit_threads
-from ..wire.http1 import Request, Response
 from . import mirror, tallies
 from .access import Access
-from .app import Server
 from .config import Config, from_tables
-from .control import Channel, Closed, Frames, Head, Message, error_head, error_of
-from .exchange import Cancel, Reply, error_response
-from .grpc_server import GrpcServer, Methods, Rpc, RpcReply
-from .logs import begin, set_level
-from .oip_rest import parse_path as oip_route
+from .control import Channel, Closed, Frames, Head, Message, error_head
+from .grpc_server import GrpcServer
+from .logs import begin
 from .run import drain, quieten_collector, sweep
 from .shares import Shares
-from .tfs_rest import parse_path as tfs_route
 from .tls import Tls, of_pem
 from .tls_listener import TlsListener
+from .worker import Worker
 
 log = logging.getLogger("mserve")
 
@@ -62,13 +59,6 @@ READ_BYTES = 64 << 10
 POLL_S = 0.01
 NOTE_S = 0.1
 _PR_SET_PDEATHSIG = 1
-_OIP, _TFS = "inference.GRPCInferenceService/", "tensorflow.serving.PredictionService/"
-# What a child answers itself.
-LIVE = frozenset({b"/livez", b"/v2/health/live"})
-OWN_METHODS = frozenset(
-    {f"{_OIP}ModelInfer", f"{_OIP}ServerLive"}
-    | {_TFS + name for name in ("Predict", "Classify", "Regress", "MultiInference")}
-)
 
 
 def main() -> None:
@@ -109,99 +99,11 @@ def _first_message(control: socket.socket) -> Head:
     sys.exit(0)  # the parent is gone
 
 
-class Worker(Server):
-    """A server that answers inference itself, and hands everything else to the parent."""
-
-    def __init__(self, config: Config, threads: int) -> None:
-        super().__init__(config, threads)
-        self.models = self.reconciler.models
-        self.control: Channel
-
-    def take_config(self, config: Config) -> None:
-        """Take another configuration; who may ask is told apart from it."""
-        self.config = config
-        self._apply(config)
-        set_level(config.log)
-
-    def handle(self, request: Request, reply: Reply) -> Cancel | None:
-        if _is_own(request.target):
-            return super().handle(request, reply)
-        head = {
-            "do": "http",
-            "method": request.head.method,
-            "target": request.target.decode("latin-1"),
-            "headers": [[k.decode("latin-1"), v.decode("latin-1")] for k, v in request.headers.items()],
-            "client": request.client,
-            "start_ns": request.start_ns,
-            "identity": [request.request_id, request.traceparent],
-        }
-        asked = self.control.ask(head, request.body)
-        asked.add_done_callback(partial(_answer, request, reply))
-        return partial(_forget, asked)
-
-    def grpc_methods(self) -> Methods:
-        methods = super().grpc_methods()
-        unary = {name: h if name in OWN_METHODS else self._forward for name, h in methods.unary.items()}
-        return Methods(unary, methods.streams)
-
-    def _forward(self, rpc: Rpc, reply: RpcReply) -> Cancel:
-        context, token = rpc.context, rpc.metadata.get("authorization", "")
-        head = {
-            "do": "rpc",
-            "method": rpc.method,
-            "authorization": token if isinstance(token, str) else token.decode("latin-1"),
-            "context": [context.start_ns, context.timeout_ns, context.request_id, context.traceparent],
-            "admin": context.admin,
-        }
-        asked = self.control.ask(head, rpc.message)
-        asked.add_done_callback(partial(_answer_rpc, reply))
-        return partial(_forget, asked)
-
-
-def _forget(asked: asyncio.Future[Message]) -> None:
-    """The client has left."""
-    asked.cancel()
-
-
-def _is_own(target: bytes) -> bool:
-    """Whether a request is inference, or asks whether this process lives."""
-    try:
-        if target.startswith(b"/v2/"):
-            return target in LIVE or oip_route(target).page == "infer"
-        route = tfs_route(target)
-    except MserveError:
-        return False
-    return bool(route.verb) if route is not None else target in LIVE
-
-
-def _answer(request: Request, reply: Reply, asked: asyncio.Future[Message]) -> None:
-    """Give a client the parent's answer."""
-    if asked.cancelled():
-        return
-    if error := asked.exception():
-        assert isinstance(error, MserveError)
-        reply(error_response(error))
-        return
-    head, body = asked.result()
-    request.echo = head["echo"].encode("latin-1")
-    reply(Response(head["status"], body, head["type"], tuple((k, v) for k, v in head["headers"])))
-
-
-def _answer_rpc(reply: RpcReply, asked: asyncio.Future[Message]) -> None:
-    if asked.cancelled():
-        return
-    if error := asked.exception():
-        assert isinstance(error, MserveError)
-        reply(error)
-        return
-    head, body = asked.result()
-    reply(error_of(head["error"]) if head["error"] else body)
-
-
 async def _serve(boot: Head, config: Config, control: socket.socket) -> None:
     worker = Worker(config, boot["threads"])
     shares = Shares(boot["shares"], boot["count"], boot["number"])
-    child = Child(worker, [socket.socket(fileno=fd) for fd in boot["http"]], shares)
+    http, grpc = ([socket.socket(fileno=fd) for fd in boot[port]] for port in ("http", "grpc"))
+    child = Child(worker, http, grpc, shares)
     loop = asyncio.get_running_loop()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -222,9 +124,15 @@ def _orphaned() -> None:
 class Child:
     """Does what the parent says."""
 
-    def __init__(self, worker: Worker, sockets: Sequence[socket.socket], shares: Shares) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        http: Sequence[socket.socket],
+        grpc: Sequence[socket.socket],
+        shares: Shares,
+    ) -> None:
         self._worker = worker
-        self._sockets = sockets
+        self._http, self._grpc_sockets = http, grpc
         self._shares = shares
         self._held: dict[int, Servable] = {}
         self._loading: dict[int, asyncio.Task[None]] = {}
@@ -340,18 +248,27 @@ class Child:
             return
         worker, plain = self._worker, self._tls is None
         self._listener = TlsListener(
-            self._sockets,
+            self._http,
             worker.connection,
             lambda: self._tls.context if self._tls else None,
             (lambda _: True) if plain else worker.peers.room,
-            lambda more: self._shares.turn(self._connections() + more),
+            self._turn,
         )
+        if self._grpc_sockets:
+            await self._grpc.start(self._grpc_sockets, None if plain else self._h2, self._turn)
         while not self._stopping:  # some have left without a word
             self._shares.note(self._connections())
             await asyncio.sleep(NOTE_S)
 
+    def _h2(self) -> ssl.SSLContext:
+        assert self._tls is not None
+        return self._tls.h2
+
+    def _turn(self, more: int) -> bool:
+        return self._shares.turn(self._connections() + more)
+
     def _connections(self) -> int:
-        return len(self._worker.peers.open)
+        return len(self._worker.peers.open) + len(self._grpc.open)
 
     def stop(self) -> None:
         """Answer what was accepted, and end."""
@@ -362,6 +279,7 @@ class Child:
     async def _finish(self) -> None:
         if self._listener is not None:
             await self._listener.finish()
+            await self._grpc.finish()
             self._shares.leave()
         await drain(self._worker, self._listener, self._grpc)
         if self._worker.request_log is not None:

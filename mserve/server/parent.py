@@ -22,9 +22,10 @@ from .app import Server
 from .calls import as_error
 from .config import Config, tls_files, to_tables
 from .control import Head, Message, error_head
-from .grpc_server import Rpc
+from .grpc_server import listen_grpc
 from .process import Process
 from .processes import LOOK_S, Fleet, Plan
+from .rpc import Rpc
 from .run import BACKLOG, announce, cannot_listen, follow, follow_signals
 from .tls import Tls
 from .tls_listener import listen
@@ -149,8 +150,9 @@ async def serve(watch: ConfigWatch) -> NoReturn:
         http = await listen(table.host, table.port, BACKLOG)
     except OSError as error:
         raise cannot_listen(table.host, table.port, error) from error
-    port = http[0].getsockname()[1]
-    server = Parent(config, Plan(table.processes, http, table.prefetch))
+    grpc = [] if table.grpc_port is None else await listen_grpc(table.host, table.grpc_port)
+    port, grpc_port = (s[0].getsockname()[1] if s else 0 for s in (http, grpc))
+    server = Parent(config, Plan(table.processes, http, grpc, table.prefetch))
     server.tell(tls)
     started = loop.create_task(server.fleet.start())
     stopping = loop.create_task(stop.wait())
@@ -161,7 +163,7 @@ async def serve(watch: ConfigWatch) -> NoReturn:
         background = [
             loop.create_task(server.look(tls)),
             loop.create_task(follow(server, watch, reload, tls)),
-            loop.create_task(announce(server, port, 0)),
+            loop.create_task(announce(server, port, grpc_port)),
         ]
         await stopping
     log.info("stopping: %d serving processes finish what they accepted", len(server.fleet.processes))

@@ -66,6 +66,7 @@ class Plan:
 
     count: int
     http: Sequence[socket.socket]
+    grpc: Sequence[socket.socket]
     prefetch: bool = False
 
 
@@ -77,6 +78,7 @@ class Fleet:
 
     def __init__(self, plan: Plan, config: Callable[[], Head], asked: Asked) -> None:
         self._plan = plan
+        self._sockets = (*plan.http, *plan.grpc)
         self._config = config
         self._asked = asked
         self._loop = asyncio.get_running_loop()
@@ -128,7 +130,7 @@ class Fleet:
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                popen = spawn(theirs, [self._shares_fd, *(s.fileno() for s in self._plan.http)])
+                popen = spawn(theirs, [self._shares_fd, *(s.fileno() for s in self._sockets)])
         except OSError as error:
             ours.close()
             return f"cannot be started: {error.strerror}"
@@ -160,6 +162,7 @@ class Fleet:
             "count": self._plan.count,
             "shares": self._shares_fd,
             "http": [s.fileno() for s in self._plan.http],
+            "grpc": [s.fileno() for s in self._plan.grpc],
         }
 
     def _take(self, process: Process, message: Message) -> None:
@@ -340,7 +343,7 @@ class Fleet:
     async def drain(self, grace_s: float) -> None:
         """Have every child answer what it has accepted, and end; one that does not is ended."""
         self._stopping = True
-        for listening in self._plan.http:
+        for listening in self._sockets:
             listening.close()
         waiting = list(self.processes.values())
         for process in waiting:
