@@ -29,6 +29,7 @@ import mserve
 from mserve.errors import ModelRefused, NotFound, Overloaded
 from mserve.server.config import Source, from_tables, parse, to_tables
 from mserve.server.control import HEAD_BYTES_MAX, Frames, Malformed, Message, error_head, error_of, pack
+from mserve.server.shares import Shares, shared_memory
 
 ROW = json.dumps({"instances": [[1.0]]}).encode()
 PREDICT = "/v1/models/m:predict"
@@ -612,3 +613,19 @@ max_bytes = 4000
     assert all(json.loads(line)["model"] == "m" for lines in files for line in lines)
     assert files
     assert sum(map(len, files)) > 10
+
+
+def test_whose_turn_it_is_to_accept() -> None:
+    """Who has no more than any other that accepts; those that do not accept do not count."""
+    fd = shared_memory(3)
+    first, second = Shares(fd, 3, 0), Shares(fd, 3, 1)
+    assert first.turn(5), "nobody else accepts"
+    assert second.turn(0)
+    assert not first.turn(5)
+    assert first.turn(0)
+    second.note(7)
+    assert first.turn(7)
+    assert not first.turn(8)
+    first.leave(1)
+    assert first.turn(8)
+    os.close(fd)
