@@ -7,7 +7,6 @@ were, and never go down, whichever of them dies.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 from ..loader.servable import Stats
@@ -50,7 +49,12 @@ def _add_histogram(histogram: Histogram, buckets: list[int], total_ns: int) -> N
 
 def copy_stats(stats: Stats) -> Stats:
     """A version's counters as they are now."""
-    return replace(stats, batch_rows=list(stats.batch_rows), batch_ns=list(stats.batch_ns), curve={})
+    copied = Stats()
+    for name in _SUMS:
+        setattr(copied, name, getattr(stats, name))
+    for name in _LISTS:
+        setattr(copied, name, list(getattr(stats, name)))
+    return copied
 
 
 def stats_since(now: Stats, before: Stats) -> dict[str, Any]:
