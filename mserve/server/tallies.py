@@ -7,12 +7,14 @@ were, and never go down, whichever of them dies.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import fields
 from typing import Any
 
 from ..loader.servable import Stats
 from .metrics import Counts, Histogram, Metrics, Series
 
-_SUMS = ("batches", "rows", "run_ns", "queue_ns", "inline")
+# Every whole number of a version but those that tell how fast its queue drains just now.
+_SUMS = tuple(f.name for f in fields(Stats) if f.type == "int" and not f.name.startswith("drain"))
 _LISTS = ("batch_rows", "batch_ns")
 
 
