@@ -40,6 +40,7 @@ WHOLE = """\
 host = "0.0.0.0"
 port = 9000
 grpc_port = "off"
+processes = 4
 poll = 0.5
 grace = 5
 prefetch = true
@@ -153,6 +154,7 @@ def test_every_key_is_read() -> None:
     config = read(WHOLE)
     assert config.server.grpc_port is None
     assert (config.server.port, config.server.poll, config.server.admin) == (9000, 0.5, True)
+    assert config.server.processes == 4
     assert list(config.models) == ["ranker", "two words", "all"]
     ranker = config.models["ranker"]
     assert ranker.base_path == Path("conf/models/ranker"), "relative to the file"

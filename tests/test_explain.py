@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import builders
@@ -148,3 +149,14 @@ def test_memory_is_bounded() -> None:
     assert kept.explain("r9") is None
     assert kept.explain("r10") is not None
     assert len(kept._answered) == recorder.REQUESTS
+
+
+def test_of_several_processes_the_one_that_answered_remembers(tmp_path: Path) -> None:
+    mserve.export(builders.mlp(), tmp_path / "digits", version=3)
+    with serving(tmp_path / "digits", tmp_path / "log", "--processes", "2") as server:
+        for number in range(6):  # on connections of their own, so that both have some
+            assert send(server, f"r{number}") == 200
+        for number in range(6):
+            assert page(server, f"r{number}")["version"] == 3
+        assert server.get("/debug/requests/nobody").status == 404
+        assert len(server.get("/debug/batches").json()["batches"]) == 6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +32,7 @@ def command(
     host: Annotated[str | None, _flag("Address to listen on.", "127.0.0.1")] = None,
     port: Annotated[int | None, _flag("Port to listen on; 0 takes a free one.", "8501")] = None,
     grpc_port: Annotated[str | None, _flag("Port for gRPC; 0 takes a free one, off none.", "8500")] = None,
+    processes: Annotated[int | None, _flag("Processes that answer, for many cores.", "1")] = None,
     latest: Annotated[int | None, _flag("How many of the newest versions to serve.", "1", min=1)] = None,
     max_batch: Annotated[int | None, _flag("Rows of a batch, at most.", "128")] = None,
     batch_delay: Annotated[float | None, _flag("Milliseconds a request may wait for others.", "0")] = None,
@@ -56,8 +58,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="With --print-config: one JSON document.")] = False,
 ) -> None:
     """Serve the newest version over HTTP and gRPC; load new ones as they appear; SIGTERM drains."""
-    if sys.platform == "win32":
-        raise EnvironmentProblem("serve needs a POSIX system", hint="every other command runs here")
+    _check_platform()
     if not print_config:
         from ..runtime.memory import settle_allocator
         from ..runtime.ort import cpu_budget
@@ -70,6 +71,7 @@ def command(
         "server.host": host,
         "server.port": port,
         "server.grpc_port": int(grpc_port) if grpc_port and grpc_port.isdecimal() else grpc_port,
+        "server.processes": processes,
         "server.poll": poll,
         "server.prefetch": prefetch or None,
         "server.admin": admin or None,
@@ -82,14 +84,22 @@ def command(
         "log.level": log_level,
         "log.format": log_format,
     }
-    given = {key: value for key, value in flags.items() if value is not None}
-    watch = ConfigWatch(Source(config, base_path, given, name, latest))
+    watch = ConfigWatch(Source(config, base_path, _given(flags), name, latest))
     if print_config:
         _print(watch.config, as_json)
         return
     from ..server.run import run
 
     run(watch)
+
+
+def _check_platform() -> None:
+    if sys.platform == "win32":
+        raise EnvironmentProblem("serve needs a POSIX system", hint="every other command runs here")
+
+
+def _given(flags: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in flags.items() if value is not None}
 
 
 def _print(config: Config, as_json: bool) -> None:

@@ -46,10 +46,13 @@ class Reconciler:
         *,
         opener: Callable[[Path], Servable] = load,
         poll_s: float = POLL_S,
+        published: Callable[[], None] = lambda: None,
     ) -> None:
+        """`opener` runs on a thread; `published()` is called when what answers has changed."""
         self.models = {config.name: Model(config) for config in models}
         self.poll_s = poll_s
         self._open = opener
+        self._published = published
         # No lower priority: a thread that loads holds Python's lock at times, and would keep
         # it while others, less important than the event loop, have the CPU.
         self._loaders = ThreadPoolExecutor(LOAD_THREADS, "mserve-load")
@@ -127,7 +130,7 @@ class Reconciler:
         if DEFAULT_LABEL in config.labels and DEFAULT_LABEL not in old.labels and model.default:
             # What answers now goes on until the label's version can.
             model.labels = {**model.labels, DEFAULT_LABEL: model.default.version}
-        model.publish()
+        self._publish(model)
         model.wake.set()
 
     async def _watch(self, model: Model) -> None:
@@ -195,6 +198,10 @@ class Reconciler:
             elif not changed:
                 slot.warning = ""
 
+    def _publish(self, model: Model) -> None:
+        model.publish()
+        self._published()
+
     def _execute(self, model: Model, action: Action, candidates: Mapping[int, Candidate]) -> None:
         if action.kind in ("load", "check"):
             candidate = candidates[action.version]
@@ -247,7 +254,7 @@ class Reconciler:
             log.info("%s version %d: available, loaded in %.0f ms", name, slot.version, slot.load_ns / 1e6)
             if model.slots.get(slot.version) is not slot:  # the base path changed meanwhile
                 self._unload(model, slot)
-            model.publish()
+            self._publish(model)
         model.wake.set()
 
     def _failed(self, model: Model, slot: Slot, error: MserveError) -> None:
@@ -273,7 +280,7 @@ class Reconciler:
         """Stop sending requests to a version, and free it once the last one is answered."""
         slot.become(State.DRAINING)
         log.info("%s version %d: draining", model.config.name, slot.version)
-        model.publish()
+        self._publish(model)
         self._start(self._drain(model, slot))
 
     async def _drain(self, model: Model, slot: Slot) -> None:

@@ -15,7 +15,7 @@ import enum
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from ..defaults import fill_defaults
 from ..errors import BundleIncomplete, InputError, ModelRefused, NotFound, RequestError
@@ -271,16 +271,8 @@ def load(path: str | os.PathLike[str], *, prefetch: bool = False) -> Servable:
     would wait for the network, and end the process when the server goes away.
     `prefetch` reads large weights into memory before the version answers.
     """
-    bundle = local_copy(open_bundle(path))
-    try:
-        lock = acquire(bundle.path, shared=True)
-    except OSError as error:  # it is being removed, or is gone
-        raise BundleIncomplete("the version is being removed", where=bundle.path, found=error) from error
-    sessions = open_engines(bundle, prefetch=prefetch)
-    golden: Mapping[str, Golden] = {}
-    if bundle.metagraph.golden:
-        golden = unpack(bundle.file(bundle.metagraph.golden), bundle.metagraph.signatures)
-    servable = Servable(bundle, sessions, golden)
+    bundle, lock = _opened(path)
+    servable = Servable(bundle, open_engines(bundle, prefetch=prefetch), _golden(bundle))
     servable.hold(lock)
     try:
         servable.read_labels()
@@ -290,3 +282,37 @@ def load(path: str | os.PathLike[str], *, prefetch: bool = False) -> Servable:
         servable.close()
         raise
     return servable
+
+
+Kind = TypeVar("Kind", bound=Servable)
+
+
+def describe(path: str | os.PathLike[str], kind: type[Kind]) -> Kind:
+    """Open a bundle as a servable that computes nothing: what it says of itself, and a hold on its files.
+
+    Raises a BundleError; the caller closes the servable.
+    """
+    bundle, lock = _opened(path)
+    servable = kind(bundle, {}, _golden(bundle))
+    servable.hold(lock)
+    try:
+        servable.read_labels()
+    except BaseException:
+        servable.close()
+        raise
+    return servable
+
+
+def _opened(path: str | os.PathLike[str]) -> tuple[Bundle, Lock]:
+    """A bundle on this machine, and a lock that keeps it there."""
+    bundle = local_copy(open_bundle(path))
+    try:
+        return bundle, acquire(bundle.path, shared=True)
+    except OSError as error:  # it is being removed, or is gone
+        raise BundleIncomplete("the version is being removed", where=bundle.path, found=error) from error
+
+
+def _golden(bundle: Bundle) -> Mapping[str, Golden]:
+    if not bundle.metagraph.golden:
+        return {}
+    return unpack(bundle.file(bundle.metagraph.golden), bundle.metagraph.signatures)

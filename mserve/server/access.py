@@ -13,8 +13,10 @@ import hashlib
 import hmac
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..errors import Forbidden, InputError, MserveError, Unauthenticated
 from ..files import read_input
@@ -80,6 +82,22 @@ class Access:
         self._admin = None if admins is None else TokenFile(admins)
         for file in self.files():
             file.read()
+
+    def rules(self) -> dict[str, Any]:
+        """What is admitted, as values: the digests of tokens in hex, None where no token is needed."""
+        known = [f and [d.hex() for d in f.digests] for f in (self._tokens, self._admin)]
+        return {"tokens": known[0], "admins": known[1], "admin": self.admin}
+
+    @classmethod
+    def of(cls, rules: Mapping[str, Any]) -> Access:
+        """An Access that admits what `rules()` of another one says, and reads no file."""
+        access = cls(admin=rules["admin"])
+        files = [
+            None if known is None else TokenFile(Path(), [bytes.fromhex(d) for d in known])
+            for known in (rules["tokens"], rules["admins"])
+        ]
+        access._tokens, access._admin = files
+        return access
 
     @property
     def tokens_asked(self) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from urllib.parse import unquote
 
 from .. import __version__
@@ -14,7 +15,7 @@ from ..errors import MethodNotAllowed, NotFound
 from ..front import Front
 from ..loader.plan import ModelConfig, Policy
 from ..loader.reconciler import Reconciler
-from ..loader.servable import Batching, load
+from ..loader.servable import Batching, Servable, load
 from ..runtime.ort import cpu_budget
 from ..wire.http1 import TEXT, Request, Response, json_response
 from . import grpc_health, grpc_reflection, logs, openapi, tfs_reload
@@ -43,6 +44,10 @@ log = logging.getLogger("mserve")
 OPEN_PAGES = frozenset({b"/livez", b"/readyz", b"/v2/health/live", b"/v2/health/ready"})
 EXPLAIN = "/debug/requests/"
 OPEN_METHODS = ("grpc.health.v1.Health/", "inference.GRPCInferenceService/Server")
+
+
+Opener = Callable[[Path], Servable]
+Published = Callable[[], None]
 
 
 def model_configs(config: Config) -> list[ModelConfig]:
@@ -100,14 +105,27 @@ def _request_log(config: Config) -> RequestLog | None:
 class Server:
     """Everything that lives on the event loop."""
 
-    def __init__(self, config: Config) -> None:
-        """`config_problem` says why the newest configuration is not used, or is ""."""
+    def __init__(
+        self,
+        config: Config,
+        workers: int | None = None,
+        opener: Opener | None = None,
+        published: Published = lambda: None,
+    ) -> None:
+        """`config_problem` says why the newest configuration is not used, or is "".
+
+        `workers` threads run models, by default one for each CPU; `opener` and `published` are
+        the reconciler's.
+        """
         self.config = config
         self.config_problem = ""
-        opener = partial(load, prefetch=config.server.prefetch)
-        self.reconciler = Reconciler(model_configs(config), opener=opener, poll_s=config.server.poll)
+        opener = opener or partial(load, prefetch=config.server.prefetch)
+        self.reconciler = Reconciler(
+            model_configs(config), opener=opener, poll_s=config.server.poll, published=published
+        )
+        workers = cpu_budget() if workers is None else workers
         self.recorder = Recorder()
-        self.executor = Executor(_limits(config.batching), cpu_budget(), self.recorder.on_batch)
+        self.executor = Executor(_limits(config.batching), workers, self.recorder.on_batch)
         self.front = Front(self.reconciler.models, self.executor, config.limits.timeout)
         batcher = self.executor.batcher
         self.metrics = Metrics(
@@ -205,6 +223,10 @@ class Server:
 
     def grpc(self) -> GrpcServer:
         """The gRPC side of the server."""
+        return GrpcServer(self.grpc_methods(), self.admit_rpc, self.peers, access_log=self.access_log)
+
+    def grpc_methods(self) -> Methods:
+        """Every method of gRPC with its handler."""
         codecs = [
             self._oip_grpc.methods(),
             TfsGrpc(self.calls, self.peers).methods(),
@@ -219,8 +241,7 @@ class Server:
         codecs.append(health.methods())
         unary = {name: handler for c in codecs for name, handler in c.unary.items()}
         streams = {name: handler for c in codecs for name, handler in c.streams.items()}
-        methods = Methods(unary, streams)
-        return GrpcServer(methods, self.admit_rpc, self.peers, access_log=self.access_log)
+        return Methods(unary, streams)
 
     def admit_rpc(self, method: str, metadata: Mapping[str, str | bytes]) -> bool:
         """Whether a call may be administrative. Raises Unauthenticated where it may not be made at all."""

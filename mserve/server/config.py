@@ -161,6 +161,29 @@ def _written(name: str, value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+def to_tables(config: Config, started: Config) -> dict[str, dict[str, Any]]:
+    """A configuration as a file could hold it, but for the models and for who may ask.
+
+    Keys that take effect with a restart have the values that the server has `started` with.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name in TABLES.keys() - {"auth"}:
+        now, before = getattr(config, name), getattr(started, name)
+        values = {f.name: getattr(before if f.metadata["key"].restart else now, f.name) for f in fields(now)}
+        # TOML has no word for nothing, which is the default where it is a value.
+        told = {k: v for k, v in values.items() if v is not None or k == "grpc_port"}
+        found[name] = {k: _written(k, v) for k, v in told.items()}
+    return found
+
+
+def from_tables(tables: Mapping[str, Any]) -> Config:
+    """The configuration that `to_tables` was given. Raises InputError for what is none."""
+    reader = TableReader(None, {}, {})
+    config = Config(**reader.tables(tables))
+    raise_problems(reader.problems)
+    return config
+
+
 def changed(before: Config, now: Config) -> list[str]:
     """What differs, a line for each key: `limits.timeout: 30.0 -> 5.0`; - where there is no such key.
 

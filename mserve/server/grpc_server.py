@@ -20,6 +20,8 @@ SWEEP_S = 1.0
 POLL_S = 0.02
 BACKLOG = 4096
 
+Turn = Callable[[int], bool]
+
 
 class GrpcServer:
     """Listens, and hands calls to the codecs' handlers on the event loop.
@@ -40,12 +42,25 @@ class GrpcServer:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(
-        self, sockets: Sequence[socket.socket], context: Callable[[], ssl.SSLContext] | None = None
+        self,
+        sockets: Sequence[socket.socket],
+        context: Callable[[], ssl.SSLContext] | None = None,
+        turn: Turn | None = None,
     ) -> None:
-        """Serve on sockets that listen, over TLS where there is a context, asked for with each connection."""
+        """Serve on sockets that listen, over TLS where there is a context, asked for with each connection.
+
+        `turn` is for sockets that are shared with other processes: see TlsListener.
+        """
         loop = asyncio.get_running_loop()
-        if context is not None:
-            self._listeners.append(TlsListener(sockets, self._connection, context, self._room))
+        if context is not None or turn is not None:
+            listener = TlsListener(
+                sockets,
+                self._connection,
+                lambda: context() if context else None,
+                self._room,
+                turn or (lambda more: True),
+            )
+            self._listeners.append(listener)
         else:
             for listening in sockets:
                 server = await loop.create_server(self._connection, sock=listening, backlog=BACKLOG)
@@ -58,6 +73,12 @@ class GrpcServer:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def finish(self) -> None:
+        """Accept no more on shared sockets but what is waiting there."""
+        for listener in self._listeners:
+            if isinstance(listener, TlsListener):
+                await listener.finish()
 
     async def stop(self, grace_s: float) -> None:
         """Take no new calls, and finish those under way within the grace time."""

@@ -43,6 +43,7 @@ PIPELINE_MAX = 16
 HEAD_BYTES_MAX = 32 << 10
 LINGER_S = 2.0
 DRAIN_S = 0.9
+LULL_S = 0.3
 WRITE_BUFFER_BYTES = 1 << 20
 
 
@@ -375,7 +376,8 @@ class Connection(asyncio.Protocol):
         self._transport.close()
 
     def drain(self) -> None:
-        """Finish what was accepted, then close: an idle connection at once, one with half a request
+        """Finish what was accepted, then close: an idle connection after a lull, since a request may be
+        on its way and its answer tells the client to go; one with half a request
         when it has had a second and its head is not complete or its body does not go on.
         """
         now = time.monotonic()
@@ -385,6 +387,7 @@ class Connection(asyncio.Protocol):
             return
         since = self._draining_since if self._in_head else max(self._draining_since, self.quiet_since)
         if self._started is None:
-            self._transport.close()
+            if now - self.quiet_since > LULL_S or now - self._draining_since > DRAIN_S:
+                self._transport.close()
         elif now - since > DRAIN_S:
             self._give_up("the server is shutting down, and the request was not complete")

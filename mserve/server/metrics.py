@@ -7,7 +7,7 @@ so their number is bounded; the series of a version end soon after it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,6 +34,16 @@ class Series(NamedTuple):
     version: str
     signature: str
     protocol: str
+
+
+class Process(NamedTuple):
+    """One of several serving processes, which keeps its number when it is started again."""
+
+    number: int
+    up: bool
+    starts: int
+    connections: int
+    requests: int
 
 
 @dataclass(slots=True)
@@ -115,11 +125,14 @@ class Metrics:
         refused: Callable[[], bool] = lambda: False,
     ) -> None:
         """`waiting` tells how many rows wait for a servable, `refused` whether the newest
-        configuration is not used.
+        configuration is not used. Of several processes `processes` tells, and
+        `in_flight` how many requests they have accepted for a servable and not yet answered.
         """
+        self.processes: Callable[[], Sequence[Process]] = tuple
+        self.in_flight: Callable[[Servable], int] = lambda servable: servable.in_flight
         self._refused = refused
         self._models = models
-        self._waiting = waiting
+        self.waiting = waiting
         self.series: dict[Series, Counts] = {}
         self._latest: dict[tuple[str, int, str, str], Counts] = {}
 
@@ -150,6 +163,12 @@ class Metrics:
         if known:
             self._latest[known, version, call.signature, call.protocol] = counts
         return counts
+
+    def take(self) -> dict[Series, Counts]:
+        """Hand over what was counted so far, and begin anew."""
+        taken, self.series = self.series, {}
+        self._latest.clear()
+        return taken
 
     def render(self) -> bytes:
         """All metrics as Prometheus text."""
@@ -198,6 +217,30 @@ class Metrics:
                 phase.add_metric([*key, name], *_seconds(histogram))
         yield from (requests, total, phase)
         yield from self._per_version()
+        yield from self._per_process()
+
+    def _per_process(self) -> Iterator[Any]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        found = self.processes()
+        if not found:
+            return
+        labels = ["process"]
+        up = GaugeMetricFamily("mserve_process_up", "1 while the process takes requests.", labels=labels)
+        starts = CounterMetricFamily("mserve_process_starts", "Starts of the process.", labels=labels)
+        connections = GaugeMetricFamily(
+            "mserve_process_connections", "Open connections of the process.", labels=labels
+        )
+        requests = CounterMetricFamily(
+            "mserve_process_requests", "Inference requests the process has answered.", labels=labels
+        )
+        for process in found:
+            label = [str(process.number)]
+            up.add_metric(label, float(process.up))
+            starts.add_metric(label, process.starts)
+            connections.add_metric(label, process.connections)
+            requests.add_metric(label, process.requests)
+        yield from (up, starts, connections, requests)
 
     def _per_version(self) -> Iterator[Any]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -241,8 +284,8 @@ class Metrics:
                 queue.add_metric(label, stats.queue_ns / 1e9)
                 padding.add_metric(label, stats.padding)
                 inline.add_metric(label, stats.inline)
-                flight.add_metric(label, slot.servable.in_flight)
-                waiting.add_metric(label, self._waiting(slot.servable))
+                flight.add_metric(label, self.in_flight(slot.servable))
+                waiting.add_metric(label, self.waiting(slot.servable))
                 size.add_metric(label, slot.servable.bundle.byte_size)
                 load.add_metric(label, slot.load_ns / 1e9)
         yield from (batch, run, queue, padding, inline, flight, waiting, size, load, loads, state)

@@ -12,6 +12,7 @@ away at any time; when it reaches its limit it becomes `PATH.1` and a new one be
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import math
 import os
@@ -108,12 +109,19 @@ class RequestLog:
                 self._complained = True
 
     def _write(self, data: bytes) -> None:
-        path = self.sampling.path
-        with _open(path) as file:
-            file.write(data)
-            full = file.tell() >= self.sampling.max_bytes
-        if full:
-            os.replace(path, path.with_name(path.name + ".1"))
+        """Add whole lines; several processes may do so at a time, and one of them begins the new file."""
+        path, written = self.sampling.path, False
+        while not written:
+            with _open(path) as file:
+                with suppress(OSError):  # a file system without locks
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                if not _is(path, file):
+                    continue  # it was moved away in between
+                file.write(data)
+                written = True
+                if file.tell() >= self.sampling.max_bytes:
+                    file.flush()
+                    os.replace(path, path.with_name(path.name + ".1"))
 
     def _line(self, record: _Record) -> bytes:
         for side, ports in (("inputs", record.inputs), ("outputs", record.outputs)):
@@ -132,6 +140,14 @@ class RequestLog:
         if array.dtype.kind not in "fiub" or array.dtype == np.float16:
             array = array.astype(np.float32)
         return np.ascontiguousarray(array) if array.ndim else array.item()
+
+
+def _is(path: Path, file: BinaryIO) -> bool:
+    """Whether a path still leads to an open file."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def _open(path: Path) -> BinaryIO:

@@ -53,7 +53,12 @@ def run(watch: ConfigWatch) -> NoReturn:
     """
     begin(watch.config.log)
     _allow_files(2 * watch.config.limits.connections + FILES_RESERVED)  # of each port
-    uvloop.run(_serve(watch))
+    if watch.config.server.processes > 1:
+        from .parent import serve
+
+        uvloop.run(serve(watch))
+    else:
+        uvloop.run(_serve(watch))
     raise AssertionError("unreachable")
 
 
@@ -66,10 +71,9 @@ def _allow_files(wanted: int) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, raised), hard))
 
 
-async def _serve(watch: ConfigWatch) -> None:
+def follow_signals() -> tuple[asyncio.Event, asyncio.Event]:
+    """Events that signals set: stop (a second such signal ends the process), and reload."""
     loop = asyncio.get_running_loop()
-    config = watch.config
-    server = Server(config)
     stop, reload = asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:
@@ -81,6 +85,14 @@ async def _serve(watch: ConfigWatch) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     loop.add_signal_handler(signal.SIGHUP, reload.set)
+    return stop, reload
+
+
+async def _serve(watch: ConfigWatch) -> None:
+    loop = asyncio.get_running_loop()
+    config = watch.config
+    server = Server(config)
+    stop, reload = follow_signals()
     files = tls_files(config)
     tls = Tls(files) if files else None
     listener = await _listen(loop, server, tls)
@@ -91,12 +103,12 @@ async def _serve(watch: ConfigWatch) -> None:
         await grpc_server.start(sockets, (lambda: tls.h2) if tls else None)
     server.reconciler.start()
     background = [
-        loop.create_task(_sweep(server)),
-        loop.create_task(_follow(server, watch, reload, tls)),
-        loop.create_task(_announce(server, port, grpc_server.port)),
+        loop.create_task(sweep(server)),
+        loop.create_task(follow(server, watch, reload, tls)),
+        loop.create_task(announce(server, port, grpc_server.port)),
     ]
     await stop.wait()
-    await _drain(server, listener, grpc_server)
+    await drain(server, listener, grpc_server)
     for task in background:
         task.cancel()
     if server.request_log is not None:
@@ -107,7 +119,7 @@ async def _serve(watch: ConfigWatch) -> None:
     os._exit(0)
 
 
-async def _follow(server: Server, watch: ConfigWatch, reload: asyncio.Event, tls: Tls | None) -> None:
+async def follow(server: Server, watch: ConfigWatch, reload: asyncio.Event, tls: Tls | None) -> None:
     """Read the configuration, tokens and certificates again when they change; SIGHUP asks for it at once."""
     for warning in watch.config.warnings:
         log.warning("%s", warning)
@@ -161,16 +173,22 @@ async def _listen(
         sockets = await listen(config.host, config.port, BACKLOG)
         return TlsListener(sockets, server.connection, lambda: tls.context, server.peers.room)
     except OSError as error:
-        taken = error.errno == errno.EADDRINUSE
-        raise EnvironmentProblem(
-            "the port is taken" if taken else "cannot listen",
-            where=f"{config.host}:{config.port}",
-            found="another process listens there" if taken else (error.strerror or error),
-            hint="choose another --port; --port 0 takes any free one" if taken else "check --host and --port",
-        ) from error
+        raise cannot_listen(config.host, config.port, error) from error
 
 
-async def _sweep(server: Server) -> None:
+def cannot_listen(host: str, port: int, error: OSError) -> EnvironmentProblem:
+    """Why nobody can listen at an address, for people."""
+    taken = error.errno == errno.EADDRINUSE
+    return EnvironmentProblem(
+        "the port is taken" if taken else "cannot listen",
+        where=f"{host}:{port}",
+        found="another process listens there" if taken else (error.strerror or error),
+        hint="choose another --port; --port 0 takes any free one" if taken else "check --host and --port",
+    )
+
+
+async def sweep(server: Server) -> None:
+    """Look after connections that are idle or slow, for ever."""
     while True:
         await asyncio.sleep(1.0)
         now = time.monotonic()
@@ -178,11 +196,14 @@ async def _sweep(server: Server) -> None:
             connection.sweep(now)
 
 
-async def _drain(server: Server, listener: asyncio.Server | TlsListener, grpc_server: GrpcServer) -> None:
+async def drain(
+    server: Server, listener: asyncio.Server | TlsListener | None, grpc_server: GrpcServer
+) -> None:
     """Stop taking connections, finish what was accepted, within the grace time."""
     log.info("stopping: finishing %d connections", len(server.peers.open))
     server.draining = True
-    listener.close()
+    if listener is not None:
+        listener.close()
     grace = server.config.server.grace
     rpcs = asyncio.get_running_loop().create_task(grpc_server.stop(grace))
     for connection in list(server.peers.open):
@@ -197,7 +218,7 @@ async def _drain(server: Server, listener: asyncio.Server | TlsListener, grpc_se
     await rpcs
 
 
-async def _announce(server: Server, port: int, grpc_port: int) -> None:
+async def announce(server: Server, port: int, grpc_port: int) -> None:
     """Say where the server listens, what it serves, and how to ask it."""
     host, scheme = server.config.server.host, "https" if server.config.tls.cert else "http"
     url = f"{scheme}://{_in_url(host)}:{port}"
@@ -208,11 +229,7 @@ async def _announce(server: Server, port: int, grpc_port: int) -> None:
     start = time.monotonic()
     while not server.reconciler.settled() and time.monotonic() - start < SETTLE_S:
         await asyncio.sleep(0.01)
-    # What has been read so far stays for good: the collector of cycles need not walk through it
-    # again and again, for tens of milliseconds, between two requests. They make few cycles.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*COLLECT_AFTER)
+    quieten_collector()
     for name, model in server.reconciler.models.items():
         for version, servable in model.available.items():
             names = printable(", ".join(servable.signatures))
@@ -228,6 +245,17 @@ async def _announce(server: Server, port: int, grpc_port: int) -> None:
                 say("  " + curl_line(server.front, name, url, curl_options(server.config)))
                 return
         await asyncio.sleep(0.2)
+
+
+def quieten_collector() -> None:
+    """Have the collector of cycles leave alone what has been read so far, which stays for good.
+
+    It would walk through it again and again, for tens of milliseconds, between two requests. They
+    make few cycles.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECT_AFTER)
 
 
 def _check_redacted(server: Server) -> None:

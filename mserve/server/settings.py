@@ -205,6 +205,9 @@ class ServerTable:
         flag="--grpc-port",
         restart=True,
     )
+    processes: int = _key(
+        1, _whole(1, 1024), "processes that answer, behind the same ports", flag="--processes", restart=True
+    )
     models: Path | None = _key(
         None,
         Kind("a directory of base paths", _directory),

@@ -9,6 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import ssl
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +43,7 @@ class Tls:
         self.files = files
         self.context, self.h2 = _contexts(files)
         self._seen = self._fingerprint()
+        self._pem = self._read()
 
     def renew(self) -> None:
         """Load the files again if they have changed; on an error keep what is in use, and say so."""
@@ -48,15 +52,39 @@ class Tls:
             return
         try:
             # A new one: more authorities can be loaded into a context, none taken out of it.
-            self.context, self.h2 = _contexts(self.files)
-        except InputError as error:
+            contexts, pem = _contexts(self.files), self._read()
+            (self.context, self.h2), self._pem = contexts, pem
+        except (InputError, OSError) as error:
             log.warning("keeping the certificate in use: %s", error)
         else:
             log.info("a new certificate is in use: %s", self.files.cert)
         self._seen = seen
 
+    def pem(self) -> list[str]:
+        """What the files in use hold: chain, key and, for mutual TLS, the clients' authority."""
+        return [part.decode("latin-1") for part in self._pem]
+
+    def _read(self) -> list[bytes]:
+        return [path.read_bytes() for path in self.files.all()]
+
     def _fingerprint(self) -> list[tuple[int, int, int] | None]:
         return [_stat(path) for path in self.files.all()]
+
+
+def of_pem(parts: Sequence[str]) -> Tls:
+    """The TLS side of a server from what `pem()` of another one gives, without a look at its files.
+
+    OpenSSL reads files only: these have no name that others could open. Raises InputError.
+    """
+    with ExitStack() as stack:
+        paths = []
+        for part in parts:
+            file = stack.enter_context(tempfile.TemporaryFile())
+            file.write(part.encode("latin-1"))
+            file.flush()
+            file.seek(0)
+            paths.append(Path(f"/dev/fd/{file.fileno()}"))
+        return Tls(Files(*paths))
 
 
 def _contexts(files: Files) -> tuple[ssl.SSLContext, ssl.SSLContext]:

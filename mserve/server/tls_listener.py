@@ -14,10 +14,13 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 log = logging.getLogger("mserve")
 
 HANDSHAKE_S = 10.0
+FINISH_S = 1.0
+YIELDS, YIELD_S = 4, 0.001
 # How long to wait when the process has no file descriptor left.
 FULL_S = 0.1
 
@@ -26,17 +29,22 @@ class TlsListener:
     """Accepts on `sockets`, which listen and do not block.
 
     `context()` is asked for each connection; one for which `room(handshakes)`, given how many
-    shake hands now, is False is closed at once.
+    shake hands now, is False is closed at once. Where `context()` is None there is no TLS.
+
+    The sockets may be shared with other processes that accept on them, too: while `turn(handshakes)`
+    is False, the next connection is left to them for a moment.
     """
 
     def __init__(
         self,
         sockets: Sequence[socket.socket],
         protocol: Callable[[], asyncio.Protocol],
-        context: Callable[[], ssl.SSLContext],
+        context: Callable[[], ssl.SSLContext | None],
         room: Callable[[int], bool],
+        turn: Callable[[int], bool] = lambda more: True,
     ) -> None:
         self.sockets = sockets
+        self._turn = turn
         self._protocol = protocol
         self._context = context
         self._room = room
@@ -51,27 +59,49 @@ class TlsListener:
         for listening in self.sockets:
             listening.close()
 
+    async def finish(self) -> None:
+        """Accept no more but what is waiting to be accepted, which would be cut with the last socket."""
+        for task in self._accepting:
+            task.cancel()
+        await asyncio.gather(*self._accepting, return_exceptions=True)
+        for listening in self.sockets:
+            with suppress(OSError):
+                while True:
+                    self._begin(listening.accept()[0])
+            listening.close()
+        if self._handshakes:
+            await asyncio.wait(self._handshakes, timeout=FINISH_S)
+
     async def _accept(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
+            for _ in range(YIELDS):
+                if self._turn(len(self._handshakes)):
+                    break
+                await asyncio.sleep(YIELD_S)
             try:
                 client, _ = await loop.sock_accept(listening)
             except OSError as error:
                 log.warning("cannot accept a connection: %s", error.strerror)
                 await asyncio.sleep(FULL_S)
                 continue
-            if not self._room(len(self._handshakes)):
-                client.close()
-                continue
-            task = loop.create_task(self._shake_hands(client))
-            self._handshakes.add(task)
-            task.add_done_callback(self._handshakes.discard)
+            self._begin(client)
+
+    def _begin(self, client: socket.socket) -> None:
+        if not self._room(len(self._handshakes)):
+            client.close()
+            return
+        task = asyncio.get_running_loop().create_task(self._shake_hands(client))
+        self._handshakes.add(task)
+        task.add_done_callback(self._handshakes.discard)
 
     async def _shake_hands(self, client: socket.socket) -> None:
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        context = self._context()
         try:
+            client.setblocking(False)
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await asyncio.get_running_loop().connect_accepted_socket(
-                self._protocol, client, ssl=self._context(), ssl_handshake_timeout=HANDSHAKE_S
+                self._protocol, client, ssl=context, ssl_handshake_timeout=HANDSHAKE_S if context else None
             )
         except (OSError, asyncio.CancelledError):
             client.close()  # not a client of ours, or none that speaks TLS
