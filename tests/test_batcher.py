@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mserve.batching.batcher import Batch, Batcher, Entry, Limits
+from mserve.batching.times import Times
 from mserve.errors import Overloaded
 from mserve.loader.servable import Batching, Stats
 from mserve.tensors import Signature, TensorSpec
@@ -201,7 +202,8 @@ def test_who_cannot_be_answered_in_time_or_has_left_is_not_in_the_batch() -> Non
     ("why", "times", "room", "predictable", "inline"),
     [
         ("a short run that was seen before", 100, 100, True, True),
-        ("one that is too long", 101, 100, True, False),
+        ("a worker's run, which takes longer for its cold caches", 200, 100, True, True),
+        ("one that is too long", 201, 100, True, False),
         ("one of which nothing is known", 0, 100, True, False),
         ("a model whose time depends on more than sizes", 100, 100, False, False),
     ],
@@ -221,6 +223,37 @@ def test_what_runs_on_the_loop(why: str, times: int, room: int, predictable: boo
     assert (batch is not None and batch.inline) == inline, why
 
 
+def test_what_was_slow_on_the_loop_is_tried_there_again() -> None:
+    times = Times()
+    times.learn(1, 900, inline=True)
+    assert times.inline[1] == 900
+    for _ in range(50):
+        times.learn(1, 100, inline=False)
+    assert 50 < times.inline[1] < 150, "a worker's runs make it worth a try"
+    times.learn(1, 1000, inline=False)
+    assert times.inline[1] < 150, "and never tell that it is not"
+
+
+def test_a_large_batch_of_a_short_model_is_run_on_the_loop_in_pieces() -> None:
+    model = Model()
+    batcher = Batcher(Limits(64, 0))
+    for rows, run_ns in ((15, 100), (60, 400)):
+        for _ in range(rows):
+            batcher.add(entry(model))
+        first = batcher.next_batch(0)
+        assert first is not None
+        first.inline = True
+        batcher.ran(first, run_ns)
+    for _ in range(60):
+        batcher.add(entry(model))
+    assert batcher.next_batch(0, free=False, room_ns=150, rest_ns=399) is None, "all of it takes too long"
+    sizes = []
+    while batch := batcher.next_batch(0, free=False, room_ns=150, rest_ns=500):
+        assert batch.inline
+        sizes.append(batch.rows)
+    assert sizes == [15, 15, 15, 15]
+
+
 def test_estimates_rise_at_once_and_fall_slowly() -> None:
     model = Model()
     batcher = Batcher(Limits(8, 0))
@@ -230,9 +263,9 @@ def test_estimates_rise_at_once_and_fall_slowly() -> None:
     seen = []
     for run in (100, 300, 100):
         batcher.ran(batch, run)
-        seen.append(batch.times[1])
+        seen.append(batch.times.runs[1])
     batcher.ran(batch, 9999, failed=True)
-    assert [*seen, batch.times[1]] == pytest.approx([100, 300, 290, 290])
+    assert [*seen, batch.times.runs[1]] == pytest.approx([100, 300, 290, 290])
 
 
 def test_a_slow_model_gets_its_share_of_the_time_and_not_of_the_turns() -> None:

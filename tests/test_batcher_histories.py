@@ -157,7 +157,7 @@ class History:
         if batch.reason == "deadline" and not gone:
             stats = head.servable.stats
             bits = (batch.rows + batch.padding).bit_length()
-            run = batch.times[bits] or max(batch.times[:bits])
+            run = batch.times.runs[bits] or max(batch.times.runs[:bits])
             run = run or (stats.run_ns / stats.batches if stats.batches else 0)
             first = min(e.deadline_ns for e in same if e.deadline_ns)
             assert first - self.now <= run * DEADLINE_SLACK + DEADLINE_SLACK_NS + 1

@@ -28,7 +28,8 @@ from ..errors import Overloaded
 from ..loader.servable import Batching, Servable
 from .entry import Batch, Entry, Reply
 from .form import MUCH_TEXT, text_bytes
-from .queues import NEVER_NS, Backlog, Flow, Queue, expected_ns, first_deadline, left
+from .queues import NEVER_NS, Backlog, Flow, Queue, first_deadline, left
+from .times import expected_ns
 
 __all__ = ["Backlog", "Batch", "Batcher", "Entry", "Limits", "Reply"]
 
@@ -38,6 +39,8 @@ DEADLINE_SLACK_NS, DEADLINE_SLACK = 5_000_000, 1.25
 QUEUES_TRIED = 64
 # What a run is charged of which nothing is known yet.
 UNKNOWN_RUN_NS = 1_000_000
+# What is run in pieces is run in pieces of at least half of 2 ** PIECE_BITS rows.
+PIECE_BITS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,11 +147,13 @@ class Batcher:
         flow.rows += rows
         flow.nbytes += nbytes
 
-    def next_batch(self, now_ns: int, *, free: bool = True, room_ns: float = 0) -> Batch | None:
+    def next_batch(
+        self, now_ns: int, *, free: bool = True, room_ns: float = 0, rest_ns: float = 0
+    ) -> Batch | None:
         """The next batch that may close now, or None.
 
         `free` tells whether a worker is free; `room_ns` is the longest predicted run that
-        may be made on the event loop.
+        may be made on the event loop now, `rest_ns` how long all that follow may take with it.
         """
         active = self._active
         if len(active) > 1:
@@ -157,26 +162,21 @@ class Batcher:
             for _ in range(len(flow.turns) if free else min(len(flow.turns), QUEUES_TRIED)):
                 queue = flow.turns[0]
                 reason, most = self._closes(queue, now_ns)
-                inline = bool(reason) and self._is_short(queue, min(queue.rows, most), room_ns)
-                if not (inline or (reason and free)):
+                short = self._short_rows(queue, min(queue.rows, most), room_ns, rest_ns) if reason else 0
+                if not (short or (reason and free)):
                     flow.turns.rotate(-1)
-                elif batch := self._take(flow, queue, reason, most, now_ns):
-                    batch.inline = inline
+                elif batch := self._take(flow, queue, reason, short or most, now_ns):
+                    batch.inline = short > 0
                     return batch
         return None
 
     def ran(self, batch: Batch, run_ns: int, *, failed: bool = False) -> None:
-        """Note how long a batch has run: for predictions, and for its servable's share.
-
-        Predictions are high: an estimate rises at once and falls slowly.
-        """
+        """Note how long a batch has run: for predictions, and for its servable's share."""
         flow = self._flows.get(id(batch.entries[0].servable))
         if flow is not None:
             flow.used_ns += run_ns - batch.charged_ns
         if not failed:
-            times, bits = batch.times, (batch.rows + batch.padding).bit_length()
-            known = times[bits]
-            times[bits] = float(run_ns) if run_ns > known else known * 0.95 + run_ns * 0.05
+            batch.times.learn(batch.rows + batch.padding, run_ns, inline=batch.inline)
 
     def due_at_ns(self) -> int | None:
         """When the next batch that is not full will close, or None if nothing waits."""
@@ -252,13 +252,26 @@ class Batcher:
         run = expected_ns(queue.times, _padded(queue.rows, batching), head.servable) * DEADLINE_SLACK
         return min(due, queue.deadline_ns - int(run) - DEADLINE_SLACK_NS)
 
-    def _is_short(self, queue: Queue, rows: int, room_ns: float) -> bool:
-        """Whether a run is predicted to be short enough; what cannot be predicted is not."""
-        head = queue.entries[0]
+    def _short_rows(self, queue: Queue, rows: int, room_ns: float, rest_ns: float) -> int:
+        """How many of the rows at the head are predicted to run in a short time: all, some, or 0.
+
+        Some, where runs one after the other take less than the rest of this turn: for such a
+        model the way to a worker is longer. What cannot be predicted is not short.
+        """
+        head, times = queue.entries[0], queue.times.inline
         if not head.servable.predictable or (queue.form.text and queue.nbytes > MUCH_TEXT):
-            return False
-        size = rows if queue.alone else _padded(rows, self._batching(queue))
-        return 0 < queue.times[size.bit_length()] <= room_ns
+            return 0
+        batching = self._batching(queue)
+        bits = (rows if queue.alone else _padded(rows, batching)).bit_length()
+        if 0 < times[bits] <= room_ns:
+            return rows
+        if queue.alone or batching.allowed:
+            return 0
+        while (bits := bits - 1) >= PIECE_BITS:
+            piece = (1 << bits) - 1
+            if 0 < times[bits] <= room_ns:
+                return piece if head.rows <= piece and times[bits] * rows <= rest_ns * piece else 0
+        return 0
 
     def _take(self, flow: Flow, queue: Queue, reason: str, most: int, now_ns: int) -> Batch | None:
         """The head batch of a queue, without what is gone; None where all of it is."""

@@ -16,6 +16,7 @@ from ..errors import ExecutionFailed, MserveError
 from ..loader.servable import Servable
 from ..tensors import Array
 from .form import Form
+from .times import Times
 
 log = logging.getLogger("mserve")
 
@@ -156,7 +157,7 @@ class Batch:
     `number` counts the batches of one batcher. `reason` says why it closed: full, due,
     no-delay, deadline, preferred, alone, split (full with parts of one request) or bisect
     (a half of one that failed). `padding` rows are run besides `rows` and thrown away.
-    `times` holds the run times known for this size of rows; see `Batcher.ran`. `inline`
+    `times` holds the run times known of its sizes. `inline`
     says whether it runs on the event loop; `options` can end its run.
     """
 
@@ -166,7 +167,7 @@ class Batch:
     rows: int
     padding: int
     form: Form
-    times: list[float]
+    times: Times
     inline: bool = False
     charged_ns: float = 0.0
     options: Any = None

@@ -146,7 +146,7 @@ class Executor:
         now = time.monotonic_ns()
         batcher, left = self.batcher, INLINE_TICK_NS
         room = INLINE_RUN_NS
-        while batch := batcher.next_batch(now, free=self._free > 0, room_ns=room):
+        while batch := batcher.next_batch(now, free=self._free > 0, room_ns=room, rest_ns=left):
             if batch.inline:
                 left -= int(batch.charged_ns)
                 room = min(INLINE_RUN_NS, left)

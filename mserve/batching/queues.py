@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from ..loader.servable import Servable
 from .entry import Entry
 from .form import Form
+from .times import Times
 
 NEVER_NS = 1 << 63
 SIZES_MAX = 1 << 10
 QUEUES_KEPT = 64
-ROW_BITS = 40
 
 
 @dataclass(slots=True)
@@ -28,10 +28,10 @@ class Backlog:
 
 @dataclass(slots=True, eq=False)
 class Queue:
-    """Entries that may run together. `times`: nanoseconds by bit length of the rows, 0 if unknown."""
+    """Entries that may run together."""
 
     form: Form
-    times: list[float]
+    times: Times
     row_bytes: int
     alone: bool
     entries: deque[Entry] = field(default_factory=deque)
@@ -54,7 +54,7 @@ class Flow(Backlog):
     only: dict[str, Queue] = field(default_factory=dict)
     queues_kept: int = QUEUES_KEPT
     forms: dict[str, Form] = field(default_factory=dict)
-    curve: dict[Hashable, list[float]] = field(default_factory=dict)
+    curve: dict[Hashable, Times] = field(default_factory=dict)
     alive: weakref.ref[Servable] | None = None
 
     def queue(self, entry: Entry) -> Queue:
@@ -79,7 +79,7 @@ class Flow(Backlog):
             self.curve.clear()
         # Times depend on sizes, each to the next power of two; sizes that only clients know are many.
         bits = tuple(size.bit_length() for shape in form.shapes(entry) for size in shape)
-        times = self.curve.setdefault((entry.signature, entry.alone, bits), [0.0] * ROW_BITS)
+        times = self.curve.setdefault((entry.signature, entry.alone, bits), Times())
         return Queue(form, times, form.row_bytes(entry), entry.alone)
 
 
@@ -94,11 +94,3 @@ def left(flow: Flow, queue: Queue, requests: int, rows: int, nbytes: int) -> Non
 
 def first_deadline(queue: Queue) -> int:
     return min((e.deadline_ns for e in queue.entries if e.deadline_ns), default=NEVER_NS)
-
-
-def expected_ns(times: list[float], rows: int, servable: Servable) -> float:
-    """How long a run of so many rows takes, as learned of this size, or fewer rows, or all batches; or 0."""
-    bits = rows.bit_length()
-    if known := times[bits] or max(times[:bits], default=0.0):
-        return known
-    return servable.stats.run_ns / max(1, servable.stats.batches)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from ..batching.assembly import run_batch
 from ..batching.batcher import Batch, Entry
 from ..batching.form import Form
+from ..batching.times import Times
 from ..defaults import fill_defaults
 from ..errors import ExecutionFailed, MserveError, RequestError
 from ..examples import generate, generated_bytes
@@ -87,7 +88,7 @@ def _padded(servable: Servable, name: str, inputs: Mapping[str, Array], bucket: 
     form = Form(name, replace(signature, inputs=ports))
     entry = Entry(servable, name, inputs, 1, False, lambda _: None, 0)
     try:
-        return run_batch(Batch(0, "", [entry], 1, 0, form, []))[0]
+        return run_batch(Batch(0, "", [entry], 1, 0, form, Times()))[0]
     except MserveError:
         raise
     except Exception as error:  # an output has fewer axes than were declared
