@@ -68,6 +68,22 @@ CASES: list[tuple[str, onnx.ModelProto, list[tuple[str, str]]]] = [
         [("batch-size", "serving_default.y")],
     ),
     (
+        "rows that are divided by 255 where one is larger than 1000",
+        model(
+            [
+                node("ReduceMax", ["x"], ["m"], keepdims=0),
+                node("Greater", ["m", "high"], ["c"]),
+                node("Where", ["c", "byte", "one"], ["d"]),
+                node("Div", ["x", "d"], ["y"]),
+            ],
+            {
+                name: np.array(value, np.float32)
+                for name, value in (("high", 1000), ("byte", 255), ("one", 1))
+            },
+        ),
+        [("batch-neighbours", "serving_default.y")],
+    ),
+    (
         "a weight that nothing reads",
         model([node("Relu", ["x"], ["y"])], {"idle": np.zeros((64, 64), np.float32)}),
         [("unused-weight", "idle")],

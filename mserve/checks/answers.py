@@ -2,8 +2,9 @@
 
 Whether rows are independent is asked in two ways. A row is run among copies of itself
 and then among other rows, in a batch of the same size: the same kernels run, so an
-independent row keeps its value up to the tolerance. Then it is run alone: other kernels
-round otherwise, and a model can magnify that, so only a gross difference counts.
+independent row keeps its value up to the tolerance; also beside rows of other magnitudes.
+Then it is run alone: other kernels round otherwise, and a model can magnify that, so only
+a gross difference counts.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from ..errors import MserveError
-from ..examples import generate
+from ..examples import generate, swayed
 from ..format import GOLDEN_FILE, Bundle
 from ..format.golden import Golden, unpack
 from ..loader.servable import Servable
@@ -23,6 +24,7 @@ from .padding import padding
 
 BATCH_SIZES = (2, 3, 8, 17)
 ROWS_TRIED = 4
+ROWS_MIXED = 3
 LOOSE = 0.05
 
 
@@ -114,6 +116,14 @@ def _independent(servable: Servable, name: str, sample: Golden, tolerance: Toler
                 if (code, alias) not in guilty:
                     guilty.add((code, alias))
                     yield Finding(code, f"{name}.{alias}", f"row {row} at place {place} of {size}: {text}")
+    if not len(next(iter(sample.inputs.values()))):
+        return
+    rows = {a: np.take(x, range(ROWS_MIXED), 0, mode="wrap") for a, x in sample.inputs.items()}
+    limits = (tolerance.rtol, tolerance.atol)
+    for alias, text in swayed(signature, rows, lambda batch: servable.run(batch, name), limits):
+        if ("batch-neighbours", alias) not in guilty:
+            guilty.add(("batch-neighbours", alias))
+            yield Finding("batch-neighbours", f"{name}.{alias}", text)
 
 
 def _neighbours(signature: Signature, sample: Golden) -> dict[str, Array]:

@@ -23,6 +23,7 @@ from ..format import GOLDEN_FILE, META_FILE, FileRecord, MetaGraph
 from ..format import golden as golden_file
 from ..format.golden import Golden
 from ..format.graph import DIGEST_KEY, read_graph
+from ..format.hazards import across_rows, integer_divisions
 from ..format.layout import MAX_VERSION, OWN_ASSETS, safe_relative
 from ..format.metagraph import parse, seal
 from ..format.prune import Parts
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     import onnx
 
 KINDS = ("onnx", "table")
+SHOWN_NODES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,7 @@ def export(source: Any, base_path: str | os.PathLike[str], options: Options) -> 
         _check_labels(proposed, assets)
         engines = _open(parts.graph, proposed, staging, shards, where)
         chosen, sizes, notes = _settled(proposed, engines)
-        notes += parts.notes
+        notes += [*_hazards(parts.graph, proposed, chosen), *parts.notes]
         notes += signatures.left_out(parts.graph.graph) if given is None else []
         samples, note = _golden(options.golden, parts, chosen, sizes, engines)
         notes += [note] if note else []
@@ -288,6 +290,27 @@ def _settled(
         if chosen[name].batch_axis is None and any(s.pad for s in signature.inputs.values()):
             notes.append(f"{name}: requests run alone, so that nothing is padded")
     return chosen, sizes, notes
+
+
+def _hazards(
+    model: onnx.ModelProto, proposed: Mapping[str, Signature], chosen: Mapping[str, Signature]
+) -> list[str]:
+    """Sentences on what the graph may do to requests, and no run has shown."""
+    found = [n for n, s in chosen.items() if s.batch_axis == 0 and proposed[n].batch_axis is None]
+    inputs = {spec.name for name in found for spec in chosen[name].inputs.values()}
+    notes = []
+    if inputs and (nodes := across_rows(model, inputs)):
+        notes.append(
+            f"{', '.join(nodes[:SHOWN_NODES])}: read across rows; these kept their answers in every trial, "
+            "so requests are joined; if a row may change another's answer after all, say batch_axis = false "
+            "in a signatures file"
+        )
+    if nodes := integer_divisions(model):
+        notes.append(
+            f"{', '.join(nodes[:SHOWN_NODES])}: the lowest whole number divided by -1 ends the process that "
+            "serves the model: clamp the divisor in the graph, or serve it behind several processes"
+        )
+    return notes
 
 
 def _golden(
