@@ -40,7 +40,7 @@ def across_rows(model: onnx.ModelProto, inputs: Collection[str]) -> list[str]:
                 dim.dim_param = _ROWS
             elif dim.dim_param:
                 dim.Clear()
-    types, constants = _types(_inferred(probe).graph), _constants(probe.graph)
+    types, constants = _types(_inferred(probe, follow_sizes=True).graph), _constants(probe.graph)
     found = []
     for node in probe.graph.node:
         tensor = types.get(node.input[0]) if node.input and node.domain in _DOMAINS else None
@@ -119,12 +119,15 @@ def _probe(model: onnx.ModelProto) -> onnx.ModelProto:
     return checkable(model, stored)
 
 
-def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with inferred types, or as it is where inference fails."""
+def _inferred(model: onnx.ModelProto, *, follow_sizes: bool = False) -> onnx.ModelProto:
+    """The model with inferred types, or as it is where inference fails.
+
+    `follow_sizes` also computes sizes that the graph itself computes, for a Reshape say.
+    """
     import onnx
 
     try:
-        return onnx.shape_inference.infer_shapes(model, data_prop=True)
+        return onnx.shape_inference.infer_shapes(model, data_prop=follow_sizes)
     except Exception:  # onnx's and protobuf's own exceptions
         return model
 
