@@ -383,3 +383,23 @@ redact = ["x"]
         access.rename(tmp_path / "moved")
         server.get("/v1/models")
         server.wait_until(access.exists)
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_names_on_the_disk_cannot_spoil_the_log(tmp_path: Path, form: str) -> None:
+    """A directory's name may be no text at all, or look like lines of the log."""
+    mserve.export(builders.mlp(), tmp_path / "models" / "good")
+    odd = [b"\xff\xfe", b"x\n2026-01-01 00:00:00,000 INFO forged: a line", b"\x1b[2Jcleared"]
+    for name in odd:
+        os.makedirs(os.path.join(os.fsencode(tmp_path / "models"), name, b"1"))
+    with serving(tmp_path / "models", tmp_path / "log", "--log-format", form) as server:
+        server.wait_until(lambda: "is not served" in server.log())
+        server.wait_until(lambda: "good version 1: available" in server.log())
+        assert server.stop() == 0
+    lines = (tmp_path / "log").read_text().splitlines()
+    told = [json.loads(line)["message"] for line in lines] if form == "json" else lines
+    assert "Traceback" not in " ".join(told)
+    assert not any(line.startswith("2026-01-01") for line in told)
+    assert "\x1b" not in "".join(told)
+    assert any("\\udcff\\udcfe is not served" in line for line in told)
+    assert any("x\\n2026-01-01" in line and "is not served" in line for line in told)
