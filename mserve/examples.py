@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
-from .errors import MserveError
+from .errors import RequestError
 from .numerics import ATOL, RTOL, compare
 from .tensors import DTYPES, Array, Signature, TensorSpec
 
@@ -78,7 +78,7 @@ def swayed(
 
     `rows` are valid inputs of at least two rows for a signature with a batch axis. Every
     batch has the same size, so that the same kernels run, and an independent row keeps its
-    value. A batch that the model refuses (`run` raises MserveError) is no evidence.
+    value. A batch that the model refuses (`run` raises RequestError) is no evidence.
     """
     tried = [(batch, outputs) for batch in _magnitudes(signature, rows) if (outputs := _answers(run, batch))]
     for (ones, one), (others, other) in combinations(tried, 2):
@@ -97,7 +97,7 @@ def _answers(
 ) -> Mapping[str, Array] | None:
     try:
         return run(batch)
-    except MserveError:
+    except RequestError:
         return None
 
 

@@ -17,7 +17,7 @@ from ..format import GOLDEN_FILE, Bundle
 from ..format.golden import Golden, unpack
 from ..loader.servable import Servable
 from ..numerics import compare
-from ..runtime.engines import open_engines
+from ..runtime.engines import RUN_S, open_engines
 from ..tensors import Array, Signature, TensorSpec, dtype_of, show_shape
 from .findings import CODES, Finding, Tolerance
 from .padding import padding
@@ -45,7 +45,7 @@ def answers(bundle: Bundle, tolerance: Tolerance, *, full: bool) -> Iterator[Fin
             golden = unpack(bundle.file(record), bundle.metagraph.signatures)
         servable = Servable(bundle, sessions, golden)
         for name, sample in golden.items():
-            outputs = servable.run(sample.inputs, name)
+            outputs = _run(servable, name, sample.inputs)
             yield from _recorded(name, sample, outputs, tolerance)
             if full:
                 yield from _declared(name, servable.signatures[name], sample, outputs)
@@ -54,6 +54,10 @@ def answers(bundle: Bundle, tolerance: Tolerance, *, full: bool) -> Iterator[Fin
             yield from padding(servable, name, golden.get(name), tolerance)
     except MserveError as error:
         yield Finding("golden-run", GOLDEN_FILE, str(error))
+
+
+def _run(servable: Servable, name: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    return servable.run(inputs, name, limit_s=RUN_S)
 
 
 def _recorded(
@@ -103,7 +107,7 @@ def _independent(servable: Servable, name: str, sample: Golden, tolerance: Toler
     neighbours = _neighbours(signature, sample)
     guilty: set[tuple[str, str]] = set()
     for row in range(min(ROWS_TRIED, len(next(iter(sample.inputs.values()))))):
-        alone = servable.run({a: x[row : row + 1] for a, x in sample.inputs.items()}, name)
+        alone = _run(servable, name, {a: x[row : row + 1] for a, x in sample.inputs.items()})
         for size in BATCH_SIZES:
             place = int(rng.integers(0, size))
             copies = {a: np.repeat(x[row : row + 1], size, 0) for a, x in sample.inputs.items()}
@@ -111,7 +115,7 @@ def _independent(servable: Servable, name: str, sample: Golden, tolerance: Toler
             others = {a: x[beside].copy() for a, x in neighbours.items()}
             for alias, x in sample.inputs.items():
                 others[alias][place] = x[row]
-            same, mixed = servable.run(copies, name), servable.run(others, name)
+            same, mixed = _run(servable, name, copies), _run(servable, name, others)
             for code, alias, text in _compared(alone, same, mixed, place, tolerance):
                 if (code, alias) not in guilty:
                     guilty.add((code, alias))
@@ -120,7 +124,7 @@ def _independent(servable: Servable, name: str, sample: Golden, tolerance: Toler
         return
     rows = {a: np.take(x, range(ROWS_MIXED), 0, mode="wrap") for a, x in sample.inputs.items()}
     limits = (tolerance.rtol, tolerance.atol)
-    for alias, text in swayed(signature, rows, lambda batch: servable.run(batch, name), limits):
+    for alias, text in swayed(signature, rows, lambda batch: _run(servable, name, batch), limits):
         if ("batch-neighbours", alias) not in guilty:
             guilty.add(("batch-neighbours", alias))
             yield Finding("batch-neighbours", f"{name}.{alias}", text)

@@ -30,7 +30,7 @@ from ..format.prune import Parts
 from ..format.shards import DEFAULT_SHARD_BYTES, Placed
 from ..format.writer import Staging, stage
 from ..numerics import compare
-from ..runtime.engines import Engine, engines_for
+from ..runtime.engines import RUN_S, Engine, engines_for, time_limit
 from ..runtime.weights import Weights, map_file
 from ..tensors import ANY_DIM, DEFAULT_SIGNATURE, Array, Signature, check_inputs, plain_text
 from . import onnx_model, partitions, signatures, table
@@ -223,7 +223,9 @@ def _open(
 def _runner(engine: Engine) -> signatures.Run:
     def run(signature: Signature, inputs: Mapping[str, Array]) -> dict[str, Array]:
         feeds = {spec.name: inputs[alias] for alias, spec in signature.inputs.items()}
-        outputs = engine.run([spec.name for spec in signature.outputs.values()], feeds)
+        names, options = [spec.name for spec in signature.outputs.values()], engine.run_options()
+        with time_limit(options, RUN_S, "the model, run on inputs made up or given"):
+            outputs = engine.run(names, feeds, options)
         return dict(zip(signature.outputs, outputs, strict=True))
 
     return run
@@ -337,6 +339,8 @@ def _golden(
         inputs = fill_defaults(signature, given)
         check_inputs(signature, inputs)
         first, second = run(signature, inputs), run(signature, inputs)
+    except ModelRefused:
+        raise
     except Exception as error:
         raise InputError(
             "the golden inputs do not fit the model", where=f"signature {name}", found=error

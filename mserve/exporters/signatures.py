@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import tomli
 
-from ..errors import InputError, MserveError, UsageError
+from ..errors import InputError, RequestError, UsageError
 from ..examples import generate, swayed
 from ..files import read_text
 from ..numerics import compare
@@ -212,7 +212,7 @@ def _first_run(signature: Signature, run: Run, rows: int) -> tuple[int | None, d
 def _try(signature: Signature, run: Run, inputs: Mapping[str, Array]) -> dict[str, Array] | None:
     try:
         return run(signature, inputs)
-    except MserveError:
+    except RequestError:
         return None
 
 
