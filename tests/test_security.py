@@ -20,6 +20,7 @@ import trustme
 from server_tools import Running, serving
 
 import mserve
+from mserve.server.access import TokenFile
 from mserve.wire.messages import message
 
 SECRET, OTHER, ADMIN = "s3cret-of-a-client", "of-another-client", "s3cret-of-an-operator"
@@ -106,7 +107,7 @@ def test_no_token_is_ever_logged(guarded: Running) -> None:
         assert not any(t in text for t in (SECRET, OTHER, ADMIN, "guess-8731"))
 
 
-def test_tokens_are_read_again_when_their_file_changes_and_kept_when_it_is_spoiled(tmp_path: Path) -> None:
+def test_tokens_are_read_again_when_their_file_changes_and_kept_when_it_is_gone(tmp_path: Path) -> None:
     tokens = tmp_path / "tokens"
     tokens.write_text("first-token\n")
     with configured(tmp_path, '[server]\npoll = 0.05\n[auth]\ntokens = "tokens"') as server:
@@ -120,9 +121,26 @@ def test_tokens_are_read_again_when_their_file_changes_and_kept_when_it_is_spoil
         new.rename(tokens)
         server.wait_until(lambda: status("second-token") == 200)
         assert status("first-token") == 401
-        tokens.write_text("")
+        tokens.unlink()
         server.wait_until(lambda: "keeping the tokens" in server.log())
         assert status("second-token") == 200
+        tokens.write_text("# nobody\n")
+        server.wait_until(lambda: status("second-token") == 401)
+        assert "holds no token any more: all are revoked" in server.log()
+        tokens.write_text("second-token\n")
+        server.wait_until(lambda: status("second-token") == 200)
+
+
+def test_a_token_file_that_is_being_written_revokes_nobody(tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_text("one\ntwo\n")
+    file = TokenFile(tmp_path / "tokens")
+    file.read()
+    for text in ("", "one\n", "one\ntwo\nthree\n"):
+        (tmp_path / "tokens").write_text(text)
+        file.follow()
+        assert len(file.digests) == 2, "it has just changed"
+    file.follow()
+    assert len(file.digests) == 3
 
 
 @pytest.mark.parametrize(
