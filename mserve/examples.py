@@ -15,6 +15,8 @@ from .errors import RequestError
 from .numerics import ATOL, RTOL, compare
 from .tensors import DTYPES, Array, Signature, TensorSpec
 
+Run = Callable[[Mapping[str, Array]], dict[str, Array]]
+
 _WORDS = ("a", "b", "c", "d", "e", "f", "g", "h")
 _LONG_WORDS = "0 a Z " * 20
 # What floats are multiplied by. A graph may ask for the largest, the smallest or the sum of
@@ -71,7 +73,7 @@ def _fill(spec: TensorSpec, sizes: tuple[int, ...], rng: Any) -> Array:
 def swayed(
     signature: Signature,
     rows: Mapping[str, Array],
-    run: Callable[[Mapping[str, Array]], Mapping[str, Array]],
+    run: Run,
     tolerance: tuple[float, float] = (RTOL, ATOL),
 ) -> Iterator[tuple[str, str]]:
     """Outputs (alias and reason) in which a row depends on the magnitude of the rows beside it.
@@ -80,21 +82,20 @@ def swayed(
     batch has the same size, so that the same kernels run, and an independent row keeps its
     value. A batch that the model refuses (`run` raises RequestError) is no evidence.
     """
-    tried = [(batch, outputs) for batch in _magnitudes(signature, rows) if (outputs := _answers(run, batch))]
+    tried = [(batch, outputs) for batch in _magnitudes(signature, rows) if (outputs := attempt(run, batch))]
     for (ones, one), (others, other) in combinations(tried, 2):
         mixed = {alias: x.copy() for alias, x in ones.items()}
         for alias, x in mixed.items():
             x[1::2] = others[alias][1::2]
-        for alias, found in (_answers(run, mixed) or {}).items():
+        for alias, found in (attempt(run, mixed) or {}).items():
             for first, expected in enumerate((one[alias], other[alias])):
                 difference = compare(expected[first::2], found[first::2], *tolerance)
                 if not difference.equal:
                     yield alias, f"beside rows of another magnitude, {difference.reason}"
 
 
-def _answers(
-    run: Callable[[Mapping[str, Array]], Mapping[str, Array]], batch: Mapping[str, Array]
-) -> Mapping[str, Array] | None:
+def attempt(run: Run, batch: Mapping[str, Array]) -> dict[str, Array] | None:
+    """The outputs of a run, None where the model refuses the inputs."""
     try:
         return run(batch)
     except RequestError:

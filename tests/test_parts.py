@@ -14,6 +14,7 @@ from mserve.tensors import Signature, TensorSpec
 from mserve.wire import json_values, oip_proto, tfs_examples, tfs_proto
 from mserve.wire.messages import message
 from mserve.wire.oip import Given, InferRequest
+from mserve.wire.oip_known import Reader, split
 from mserve.wire.protobuf import encode_bytes
 
 LIMIT = 1000
@@ -116,6 +117,23 @@ def test_numbers_are_not_counted() -> None:
     assert len(asked.inputs[0].contents.fp32_contents) == 50_000
     tensor = tfs_proto.from_array(np.ones((100, 100), np.int64))
     assert tfs_proto.read("tensorflow.TensorProto", tensor.SerializeToString()) == tensor
+
+
+@pytest.mark.parametrize("record", [b"\x3a\x00", b"\x1a\x00", b"\x2a\x00"], ids=["raw", "id", "input"])
+def test_a_crowd_of_records_is_not_walked_through(record: bytes) -> None:
+    """The quick reader leaves it to the one that counts."""
+
+    class Watched(bytes):
+        seen = 0
+
+        def __getitem__(self, at: Any) -> Any:
+            Watched.seen += 1
+            return super().__getitem__(at)
+
+    assert split(Watched(record * 1_000_000)) is None
+    assert 0 < Watched.seen < 50_000
+    with pytest.raises(PayloadTooLarge):
+        Reader().read(record.replace(b"\x1a", b"\x2a") * 1_000_000)
 
 
 HOSTILE = [

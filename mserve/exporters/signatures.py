@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import tomli
 
-from ..errors import InputError, RequestError, UsageError
-from ..examples import generate, swayed
+from ..errors import InputError, UsageError
+from ..examples import attempt, generate, swayed
 from ..files import read_text
 from ..numerics import compare
 from ..padding import Pad
@@ -210,10 +210,7 @@ def _first_run(signature: Signature, run: Run, rows: int) -> tuple[int | None, d
 
 
 def _try(signature: Signature, run: Run, inputs: Mapping[str, Array]) -> dict[str, Array] | None:
-    try:
-        return run(signature, inputs)
-    except RequestError:
-        return None
+    return attempt(lambda batch: run(signature, batch), inputs)
 
 
 def read_toml(path: Path, graph: onnx.GraphProto) -> dict[str, Signature]:
