@@ -310,7 +310,7 @@ def _hazards(
     if nodes := integer_divisions(model):
         notes.append(
             f"{', '.join(nodes[:SHOWN_NODES])}: the lowest whole number divided by -1 ends the process that "
-            "serves the model: clamp the divisor in the graph, or serve it behind several processes"
+            "serves the model: clamp the divisor in the graph, or serve it with --processes 2 or more"
         )
     return notes
 
