@@ -25,7 +25,7 @@ import re
 from typing import ClassVar, Self
 
 # C0 and C1 controls, line and paragraph separators, and what turns the direction of writing.
-_CONTROLS = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069]")
+_CONTROLS = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
 
 
 class MserveError(Exception):

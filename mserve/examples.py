@@ -1,13 +1,27 @@
-"""Valid inputs made up from a signature: for warm-up, for `--golden N`, for bench, for a first request."""
+"""Valid inputs made up from a signature: for warm-up, for `--golden N`, for bench, for a first request.
+
+And inputs that try whether rows are independent: the same rows at other magnitudes, each
+row beside others of every other magnitude.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Mapping
+from itertools import combinations
 from typing import Any
 
+from .errors import RequestError
+from .numerics import ATOL, RTOL, compare
 from .tensors import DTYPES, Array, Signature, TensorSpec
 
+Run = Callable[[Mapping[str, Array]], dict[str, Array]]
+
 _WORDS = ("a", "b", "c", "d", "e", "f", "g", "h")
+_LONG_WORDS = "0 a Z " * 20
+# What floats are multiplied by. A graph may ask for the largest, the smallest or the sum of
+# all rows and go one way or the other: no threshold is far from the step between two of these.
+_SCALES = (0.0, 1e-3, 1e3, -1e3, 1e6)
 
 
 def generate(signature: Signature, rows: int = 1, seed: int = 0, free: int = 32) -> dict[str, Array]:
@@ -54,3 +68,67 @@ def _fill(spec: TensorSpec, sizes: tuple[int, ...], rng: Any) -> Array:
     if kind.kind in "biu":
         return np.asarray(rng.integers(int(low), int(high) + 1, sizes)).astype(kind)
     return np.asarray(rng.random(sizes) * (high - low) + low).astype(kind)
+
+
+def swayed(
+    signature: Signature,
+    rows: Mapping[str, Array],
+    run: Run,
+    tolerance: tuple[float, float] = (RTOL, ATOL),
+) -> Iterator[tuple[str, str]]:
+    """Outputs (alias and reason) in which a row depends on the magnitude of the rows beside it.
+
+    `rows` are valid inputs of at least two rows for a signature with a batch axis. Every
+    batch has the same size, so that the same kernels run, and an independent row keeps its
+    value. A batch that the model refuses (`run` raises RequestError) is no evidence.
+    """
+    tried = [(batch, outputs) for batch in _magnitudes(signature, rows) if (outputs := attempt(run, batch))]
+    for (ones, one), (others, other) in combinations(tried, 2):
+        mixed = {alias: x.copy() for alias, x in ones.items()}
+        for alias, x in mixed.items():
+            x[1::2] = others[alias][1::2]
+        for alias, found in (attempt(run, mixed) or {}).items():
+            for first, expected in enumerate((one[alias], other[alias])):
+                difference = compare(expected[first::2], found[first::2], *tolerance)
+                if not difference.equal:
+                    yield alias, f"beside rows of another magnitude, {difference.reason}"
+
+
+def attempt(run: Run, batch: Mapping[str, Array]) -> dict[str, Array] | None:
+    """The outputs of a run, None where the model refuses the inputs."""
+    try:
+        return run(batch)
+    except RequestError:
+        return None
+
+
+def _magnitudes(signature: Signature, rows: Mapping[str, Array]) -> list[Mapping[str, Array]]:
+    """The rows as they are, and at other magnitudes, each batch once."""
+    import numpy as np
+
+    batches = [rows]
+    for scale in _SCALES:
+        batch = {alias: _scaled(signature.inputs[alias], x, scale) for alias, x in rows.items()}
+        if not any(all(np.array_equal(x, seen[a]) for a, x in batch.items()) for seen in batches):
+            batches.append(batch)
+    return batches
+
+
+def _scaled(spec: TensorSpec, x: Array, scale: float) -> Array:
+    """Floats times `scale`; whole numbers next to the ends of what is legal; empty or long text.
+
+    Whole numbers may be indices or sizes, so that without a range only 0 and 1 are legal; those
+    of eight bits are mostly bytes of images, and all values are tried.
+    """
+    import numpy as np
+
+    if x.dtype.hasobject:
+        return np.full_like(x, _LONG_WORDS if scale > 1 else "")
+    if x.dtype.kind in "biu":
+        small = x.dtype.kind != "b" and x.dtype.itemsize == 1
+        low, high = spec.range or ((np.iinfo(x.dtype).min, np.iinfo(x.dtype).max) if small else (0, 1))
+        low, high = int(low), int(high)
+        step = x.astype(np.int64) % 2 * (scale != 0 and low < high)
+        return np.asarray(high - step if scale > 1 else low + step).astype(x.dtype)
+    with np.errstate(all="ignore"):
+        return np.asarray((x.astype(np.float64) * scale).astype(x.dtype))

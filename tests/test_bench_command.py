@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import threading
@@ -418,6 +419,7 @@ def test_the_server_dies_in_the_middle(bundle: Path, tmp_path: Path) -> None:
     assert process.returncode == 4
     assert "verdict: stopped: the server is gone" in out
     assert "failed: connection" in out or "failed: unsent" in out
+    assert not re.search(r"failed: \w+ +[\d,]+: *$", out, re.MULTILINE), "each failure has its reason"
     assert " ok, " in out
 
 

@@ -111,8 +111,8 @@ def test_both_sides_of_little_s_law_agree() -> None:
         (lambda _: (0.0, REFUSAL), 429, "busy", "the server refuses"),
         (lambda _: None, CONNECTION, "connection", "the server hangs up"),
         (lambda _: (0.0, b"SSH-2.0-OpenSSH\r\n"), NOT_HTTP, "SSH", "the server speaks something else"),
-        (lambda _: (0.0, ANSWER[:30]), UNFINISHED, "", "the server stops in the middle"),
-        (lambda _: (60.0, ANSWER), UNFINISHED, "", "the server never answers"),
+        (lambda _: (0.0, ANSWER[:30]), UNFINISHED, "no answer before", "the server stops in the middle"),
+        (lambda _: (60.0, ANSWER), UNFINISHED, "no answer before", "the server never answers"),
     ],
 )
 def test_every_failure_has_its_class(behave: Behaviour, outcome: int, message: str, why: str) -> None:
@@ -130,6 +130,7 @@ def test_every_failure_has_its_class(behave: Behaviour, outcome: int, message: s
 def test_requests_that_found_no_connection_are_counted_as_unsent() -> None:
     phase = asyncio.run(open_loop(lambda _: (60.0, ANSWER), 100.0, 0.2, connections_max=3, drain_s=0.2))
     assert phase.recorder.errors() == {UNFINISHED: 3, UNSENT: 17}
+    assert phase.messages[UNSENT] == "no connection was free before the end"
 
 
 def test_a_connection_that_the_server_closes_is_replaced() -> None:
@@ -170,8 +171,20 @@ def test_a_server_that_dies_ends_the_phase_early(loop: str) -> None:
 
     phase = asyncio.run(run())
     assert "the server is gone" in phase.stopped
+    assert phase.messages[UNSENT] == phase.stopped
     assert phase.recorder.ok() >= 5
     assert phase.span_ns < 10e9
+
+
+def test_a_server_that_dies_shortly_before_the_end_is_the_reason() -> None:
+    async def run() -> Phase:
+        async with fake_server(at_once) as server:
+            asyncio.get_running_loop().call_later(0.2, server.die)
+            return await OpenLoop(Pool(server), schedule("constant", 50.0, 0.6, (1,)), 0.6, 0.1).run()
+
+    phase = asyncio.run(run())
+    assert not phase.stopped
+    assert phase.messages[UNSENT].startswith("no connection to the server: ")
 
 
 def test_stopping_keeps_what_was_answered() -> None:

@@ -68,6 +68,22 @@ CASES: list[tuple[str, onnx.ModelProto, list[tuple[str, str]]]] = [
         [("batch-size", "serving_default.y")],
     ),
     (
+        "rows that are divided by 255 where one is larger than 1000",
+        model(
+            [
+                node("ReduceMax", ["x"], ["m"], keepdims=0),
+                node("Greater", ["m", "high"], ["c"]),
+                node("Where", ["c", "byte", "one"], ["d"]),
+                node("Div", ["x", "d"], ["y"]),
+            ],
+            {
+                name: np.array(value, np.float32)
+                for name, value in (("high", 1000), ("byte", 255), ("one", 1))
+            },
+        ),
+        [("batch-neighbours", "serving_default.y")],
+    ),
+    (
         "a weight that nothing reads",
         model([node("Relu", ["x"], ["y"])], {"idle": np.zeros((64, 64), np.float32)}),
         [("unused-weight", "idle")],
@@ -172,6 +188,65 @@ def test_a_shard_that_h5py_would_read_from_elsewhere(
     findings = {(f.code, f.where) for f in validate(open_bundle(path))}
     assert ("file-digest", "export-00000-of-00001") in findings
     assert {w for c, w in findings if c == "shard-layout"} & {"w0", "export-00000-of-00001"}
+
+
+def divided(op: str, kind: int, divisor: list[int] | None, **attributes: int) -> onnx.ModelProto:
+    """y = x divided by k: an input, or a constant."""
+    ports = [("x", kind, ["N"]), *([] if divisor else [("k", kind, ["N"])])]
+    stored = [numpy_helper.from_array(np.array(divisor, np.int64), "k")] if divisor else []
+    return builders.model([node(op, ["x", "k"], ["y"], **attributes)], ports, [("y", kind, ["N"])], stored)
+
+
+def inner_division() -> onnx.ModelProto:
+    """The same in a branch, whose types only inference knows."""
+
+    def branch(op: str, name: str) -> onnx.GraphProto:
+        value = helper.make_tensor_value_info(name, TensorProto.INT64, None)
+        return helper.make_graph([node(op, ["twice", "x"], [name])], op, [], [value])
+
+    return builders.model(
+        [
+            node("Add", ["x", "x"], ["twice"]),
+            node("ReduceSum", ["x"], ["sum"], keepdims=0),
+            node("Cast", ["sum"], ["c"], to=TensorProto.BOOL),
+            node("If", ["c"], ["y"], then_branch=branch("Div", "a"), else_branch=branch("Add", "b")),
+        ],
+        [("x", TensorProto.INT64, ["N"])],
+        [("y", TensorProto.INT64, ["N"])],
+    )
+
+
+def halves() -> onnx.ModelProto:
+    """A size divided by a size, as exporters write it: no request chooses a negative one."""
+    return builders.model(
+        [node("Shape", ["x"], ["s"]), node("Div", ["s", "s"], ["y"])],
+        [("x", TensorProto.FLOAT, ["N"])],
+        [("y", TensorProto.INT64, [1])],
+    )
+
+
+INT64 = TensorProto.INT64
+DIVISIONS: list[tuple[str, onnx.ModelProto, list[str]]] = [
+    ("by an input", divided("Div", INT64, None), ["Div 'y'"]),
+    ("the rest, by an input", divided("Mod", TensorProto.INT32, None), ["Mod 'y'"]),
+    ("the rest as C has it for floats", divided("Mod", INT64, None, fmod=1), []),
+    ("by a constant", divided("Div", INT64, [7]), []),
+    ("by a constant of -1", divided("Div", INT64, [2, -1]), ["Div 'y'"]),
+    ("floats", divided("Div", TensorProto.FLOAT, None), []),
+    ("bytes, which are computed as wider numbers", divided("Div", TensorProto.INT8, None), []),
+    ("in a branch", inner_division(), ["Div 'a'"]),
+    ("sizes", halves(), []),
+]
+
+
+@pytest.mark.parametrize(("what", "source", "nodes"), DIVISIONS, ids=[d[0] for d in DIVISIONS])
+def test_divisions_that_can_end_the_process(
+    tmp_path: Path, what: str, source: onnx.ModelProto, nodes: list[str]
+) -> None:
+    result = mserve.export(source, tmp_path / "m", golden=0)
+    warned = [f.where for f in found(result.path) if f.code == "integer-division"]
+    assert warned == nodes, what
+    assert [note.split(":")[0] for note in result.notes if "divided by -1" in note] == nodes
 
 
 def test_every_code_is_documented(root: Path) -> None:

@@ -499,30 +499,37 @@ def test_the_help_tells_the_defaults_of_the_table() -> None:
 
 # Reloading
 
+TWO = '[models.m]\nbase_path = "x"\n[models.n]\nbase_path = "y"\n'
+
+
+def settled(watch: ConfigWatch) -> bool:
+    """Whether something is due once a file has stayed the same for two looks."""
+    return watch.due() or watch.due()
+
 
 def test_a_watch_sees_changes_and_keeps_the_old_configuration_on_errors(tmp_path: Path) -> None:
     file = tmp_path / "mserve.toml"
     file.write_text(MODEL)
     watch = ConfigWatch(Source(file))
-    assert not watch.due()
+    assert not settled(watch)
 
     file.write_text(MODEL + "labels = { s = 1 }\n[server]\nport = 1\n")
-    assert watch.due()
+    assert settled(watch)
     change = watch.reload()
     assert change is not None
     assert change.config.models["m"].labels == {"s": 1}
     assert change.restart == ("server.port",)
-    assert not watch.due()
+    assert not settled(watch)
 
     file.write_text("[server]\nport = 'x'\n[models]\n")
-    assert watch.due()
+    assert settled(watch)
     assert watch.reload() is None
     assert "[server] port" in watch.problem
     assert watch.config is change.config
-    assert not watch.due(), "a bad file is read once"
+    assert not settled(watch), "a bad file is read once"
 
     file.unlink()
-    assert watch.due()
+    assert settled(watch)
     assert watch.reload() is None
     assert "No such file" in watch.problem
 
@@ -542,10 +549,88 @@ def test_a_watch_sees_a_link_that_moves(tmp_path: Path) -> None:
     watch = ConfigWatch(Source(tmp_path / "mserve.toml"))
     (tmp_path / "next").symlink_to("new")
     os.replace(tmp_path / "next", tmp_path / "data")
-    assert watch.due()
+    assert settled(watch)
     change = watch.reload()
     assert change is not None
     assert change.config.models["m"].labels == {"s": 2}
+
+
+PIECES = [
+    ("written in pieces", ["[models.m]\n", '[models.m]\nbase_path = "x"\n', TWO]),
+    ("truncated, then written", ["", TWO]),
+]
+
+
+@pytest.mark.parametrize(("how", "states"), PIECES, ids=[p[0] for p in PIECES])
+def test_a_watch_waits_until_a_file_is_written(tmp_path: Path, how: str, states: list[str]) -> None:
+    """Each state alone would be read, and the server would lose models that are still to come."""
+    file = tmp_path / "mserve.toml"
+    file.write_text(TWO + "# before\n")
+    watch = ConfigWatch(Source(file))
+    for text in states:
+        file.write_text(text)
+        assert not watch.due(), f"{how}: it has just changed"
+    assert watch.due()
+    change = watch.reload()
+    assert change is not None
+    assert list(change.config.models) == ["m", "n"]
+    assert not settled(watch)
+
+
+def test_a_file_in_the_middle_of_a_change_holds_up_a_directory_of_models(tmp_path: Path) -> None:
+    """A new base path must not have the half-written file read."""
+    (tmp_path / "models" / "a" / "1").mkdir(parents=True)
+    file = tmp_path / "mserve.toml"
+    file.write_text('[server]\nmodels = "models"\n')
+    watch = ConfigWatch(Source(file))
+    (tmp_path / "models" / "b" / "1").mkdir(parents=True)
+    file.write_text("")
+    assert not watch.due()
+    file.write_text('[server]\nmodels = "models"\npoll = 2\n')
+    assert not watch.due()
+    assert watch.due()
+
+
+def test_a_reading_during_which_the_file_changes_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mserve.toml"
+    file.write_text(TWO)
+    watch = ConfigWatch(Source(file))
+    before = watch.config
+    file.write_text('[models.m]\nbase_path = "x"\n')
+
+    def slowly(path: Path) -> str:
+        text = path.read_text()
+        path.write_text(TWO)
+        return text
+
+    monkeypatch.setattr("mserve.server.config.read_text", slowly)
+    assert watch.reload() is None
+    assert (watch.problem, watch.config) == ("", before)
+    monkeypatch.undo()
+    assert settled(watch)
+    change = watch.reload()
+    assert change is not None
+    assert list(change.config.models) == ["m", "n"]
+
+
+def test_a_file_without_models_takes_none_away(tmp_path: Path) -> None:
+    """An emptied file is valid, and so is one whose models are commented out: neither can be meant."""
+    file = tmp_path / "mserve.toml"
+    file.write_text(TWO)
+    watch = ConfigWatch(Source(file))
+    for text in ("", "[limits]\ntimeout = 3\n", "[models]\n"):
+        file.write_text(text)
+        assert watch.reload() is None, text
+        assert "names no models" in watch.problem
+        assert list(watch.config.models) == ["m", "n"]
+    file.write_text('[models.n]\nbase_path = "y"\n')
+    change = watch.reload()
+    assert change is not None
+    assert list(change.config.models) == ["n"]
+    file.write_text("")
+    assert "names no models" in ConfigWatch(Source(file)).config.warnings[0]
 
 
 def test_a_watch_finds_new_base_paths_and_never_loses_all(tmp_path: Path) -> None:
@@ -714,6 +799,7 @@ def test_a_server_starts_with_no_model_and_json_lines(tmp_path: Path) -> None:
         entries = [json.loads(line) for line in server.log().splitlines()]
         assert any("listening on http://" in e["message"] for e in entries)
         assert any("gRPC on " in e["message"] for e in entries)
+        assert any("names no models: nothing is served" in e["message"] for e in entries)
         told = [e for e in entries if e["message"] == "took a new configuration"]
         assert [(e["level"], e.keys()) for e in told] == [("info", {"time", "level", "message"})]
 

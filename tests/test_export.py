@@ -23,6 +23,7 @@ from mserve.errors import EnvironmentProblem, InputError, MserveError, UnsafePat
 from mserve.exporters.signatures import aliases
 from mserve.format import open_bundle
 from mserve.format.golden import unpack
+from mserve.format.hazards import across_rows
 
 node = helper.make_node
 
@@ -432,6 +433,25 @@ AXIS = weight("axes", np.array([0], np.int64))
 ROWS = [node("Shape", ["x"], ["s"], start=0, end=1), node("Cast", ["s"], ["n"], to=FLOAT)]
 CUMSUM = [node("CumSum", ["x", "zero"], ["y"])]
 TIME = [node("Transpose", ["x"], ["t"], perm=[1, 0]), node("Relu", ["t"], ["y"])]
+QUANTIZED = [
+    node("DynamicQuantizeLinear", ["x"], ["q", "scale", "at"]),
+    node("DequantizeLinear", ["q", "scale", "at"], ["y"]),
+]
+
+
+def scaled_by(reduction: str, comparison: str, threshold: float) -> list[onnx.NodeProto]:
+    """y = x / 255 where all of x together is on one side of a threshold, else x."""
+    return [
+        node(reduction, ["x"], ["r"], keepdims=0),
+        node("Constant", [], ["t"], value_float=float(threshold)),
+        node(comparison, ["r", "t"], ["c"]),
+        node("Constant", [], ["by"], value_float=255.0),
+        node("Constant", [], ["same"], value_float=1.0),
+        node("Where", ["c", "by", "same"], ["d"]),
+        node("Div", ["x", "d"], ["y"]),
+    ]
+
+
 BATCH_CASES: list[tuple[str, list[onnx.NodeProto], int | None, str]] = [
     ("rows that are independent", [node("Relu", ["x"], ["y"])], 0, ""),
     ("a mean over the row", [node("ReduceMean", ["x", "one"], ["m"]), node("Sub", ["x", "m"], ["y"])], 0, ""),
@@ -458,6 +478,17 @@ BATCH_CASES: list[tuple[str, list[onnx.NodeProto], int | None, str]] = [
     ),
     ("another number of rows", [node("Concat", ["x", "x"], ["y"], axis=0)], None, "not independent"),
     ("a transposition", TIME, None, "not independent"),
+    ("255 where any row is larger than 1", scaled_by("ReduceMax", "Greater", 1), None, "not independent"),
+    (
+        "255 where any row is larger than 1000",
+        scaled_by("ReduceMax", "Greater", 1000),
+        None,
+        "not independent",
+    ),
+    ("255 where a row is below -100", scaled_by("ReduceMin", "Less", -100), None, "not independent"),
+    ("255 where all are tiny", scaled_by("ReduceMax", "Less", 0.01), None, "not independent"),
+    ("255 where the mean is large", scaled_by("ReduceMean", "Greater", 50), None, "not independent"),
+    ("one step of quantization for all rows", QUANTIZED, None, "not independent"),
 ]
 
 
@@ -510,6 +541,63 @@ def test_rows_are_not_joined_where_the_model_does_not_run_on_made_up_inputs(base
     assert result.metagraph.golden is None
     again = mserve.export(proto, base, golden={"x": floats(7, 49)})
     assert again.metagraph.golden is not None
+
+
+def test_bytes_of_images_and_declared_ranges_are_tried_to_their_ends(tmp_path: Path) -> None:
+    """Whole numbers may be indices: only bytes, and what a range allows, are tried beyond 0 and 1."""
+    nodes = scaled_by("ReduceMax", "Greater", 100)
+    for at, kind, axis in ((0, TensorProto.UINT8, None), (1, TensorProto.INT64, 0)):
+        inner = [node("Cast", ["raw"], ["x"], to=FLOAT), *nodes]
+        proto = model(inner, [("raw", kind, ["N", "M"])], [("y", FLOAT, ["N", "M"])])
+        result = mserve.export(proto, tmp_path / f"base{at}")
+        assert result.metagraph.signatures["serving_default"].batch_axis == axis
+    text = "[signatures.serving_default]\ninputs.raw = { range = [0, 255] }\noutputs.y = {}\n"
+    (tmp_path / "s.toml").write_text(text)
+    result = mserve.export(proto, tmp_path / "declared", signatures=tmp_path / "s.toml")
+    assert result.metagraph.signatures["serving_default"].batch_axis is None
+
+
+def test_a_trial_that_the_model_refuses_is_no_evidence(base: Path) -> None:
+    """An index above the table's end, made of a float."""
+    nodes = [node("Cast", ["x"], ["i"], to=TensorProto.INT64), node("Gather", ["table", "i"], ["y"])]
+    proto = model(nodes, [("x", FLOAT, ["N"])], [("y", FLOAT, ["N", 4])], [weight("table", floats(9, 4))])
+    assert mserve.export(proto, base).metagraph.signatures["serving_default"].batch_axis == 0
+
+
+def test_a_graph_that_reads_across_rows_is_pointed_out(base: Path) -> None:
+    """No trial reaches a threshold of 1e9; a note says where to look."""
+    proto = model(scaled_by("ReduceMax", "Greater", 1e9), [("x", FLOAT, ["N", 4])], [("y", FLOAT, ["N", 4])])
+    result = mserve.export(proto, base)
+    assert result.metagraph.signatures["serving_default"].batch_axis == 0
+    (note,) = result.notes
+    assert "ReduceMax 'r'" in note
+    assert "batch_axis = false" in note
+
+
+ACROSS: list[tuple[str, list[onnx.NodeProto], list[str]]] = [
+    ("a softmax of each row", [node("Softmax", ["x"], ["y"], axis=1)], []),
+    ("a softmax over rows, counted from the end", [node("Softmax", ["x"], ["y"], axis=-2)], ["Softmax 'y'"]),
+    ("a mean of each row", [node("ReduceMean", ["x", "one"], ["y"])], []),
+    ("a mean over rows", [node("ReduceMean", ["x", "axes"], ["y"])], ["ReduceMean 'y'"]),
+    (
+        "a mean over rows that became columns",
+        [node("Transpose", ["x"], ["t"], perm=[1, 0]), node("ReduceMean", ["t", "one"], ["y"])],
+        ["ReduceMean 'y'"],
+    ),
+    ("the largest size", [node("Shape", ["x"], ["s"]), node("ReduceMax", ["s"], ["y"])], []),
+    ("a sum of a weight", [node("ReduceSum", ["one"], ["s"]), node("Identity", ["x"], ["y"])], []),
+    ("a sum over nothing", [node("ReduceSum", ["x"], ["y"], noop_with_empty_axes=1)], []),
+    ("a running sum", [node("CumSum", ["x", "zero"], ["y"])], ["CumSum 'y'"]),
+    ("axes that a request chooses", [node("ReduceSum", ["x", "k"], ["y"])], []),
+    ("places of what is not zero", [node("NonZero", ["x"], ["y"])], ["NonZero 'y'"]),
+]
+
+
+@pytest.mark.parametrize(("why", "nodes", "expected"), ACROSS, ids=[a[0] for a in ACROSS])
+def test_operators_that_read_across_rows(why: str, nodes: list[onnx.NodeProto], expected: list[str]) -> None:
+    constants = [AXIS, weight("zero", np.int64(0)), weight("one", np.array([1], np.int64))]
+    inputs = [("x", FLOAT, ["N", 4]), ("k", TensorProto.INT64, ["K"])]
+    assert across_rows(model(nodes, inputs, [("y", FLOAT, None)], constants), ["x"]) == expected, why
 
 
 def test_scalar_outputs_are_served(base: Path) -> None:

@@ -20,6 +20,7 @@ import trustme
 from server_tools import Running, serving
 
 import mserve
+from mserve.server.access import TokenFile
 from mserve.wire.messages import message
 
 SECRET, OTHER, ADMIN = "s3cret-of-a-client", "of-another-client", "s3cret-of-an-operator"
@@ -106,7 +107,7 @@ def test_no_token_is_ever_logged(guarded: Running) -> None:
         assert not any(t in text for t in (SECRET, OTHER, ADMIN, "guess-8731"))
 
 
-def test_tokens_are_read_again_when_their_file_changes_and_kept_when_it_is_spoiled(tmp_path: Path) -> None:
+def test_tokens_are_read_again_when_their_file_changes_and_kept_when_it_is_gone(tmp_path: Path) -> None:
     tokens = tmp_path / "tokens"
     tokens.write_text("first-token\n")
     with configured(tmp_path, '[server]\npoll = 0.05\n[auth]\ntokens = "tokens"') as server:
@@ -120,9 +121,26 @@ def test_tokens_are_read_again_when_their_file_changes_and_kept_when_it_is_spoil
         new.rename(tokens)
         server.wait_until(lambda: status("second-token") == 200)
         assert status("first-token") == 401
-        tokens.write_text("")
+        tokens.unlink()
         server.wait_until(lambda: "keeping the tokens" in server.log())
         assert status("second-token") == 200
+        tokens.write_text("# nobody\n")
+        server.wait_until(lambda: status("second-token") == 401)
+        assert "holds no token any more: all are revoked" in server.log()
+        tokens.write_text("second-token\n")
+        server.wait_until(lambda: status("second-token") == 200)
+
+
+def test_a_token_file_that_is_being_written_revokes_nobody(tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_text("one\ntwo\n")
+    file = TokenFile(tmp_path / "tokens")
+    file.read()
+    for text in ("", "one\n", "one\ntwo\nthree\n"):
+        (tmp_path / "tokens").write_text(text)
+        file.follow()
+        assert len(file.digests) == 2, "it has just changed"
+    file.follow()
+    assert len(file.digests) == 3
 
 
 @pytest.mark.parametrize(
@@ -383,3 +401,23 @@ redact = ["x"]
         access.rename(tmp_path / "moved")
         server.get("/v1/models")
         server.wait_until(access.exists)
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_names_on_the_disk_cannot_spoil_the_log(tmp_path: Path, form: str) -> None:
+    """A directory's name may be no text at all, or look like lines of the log."""
+    mserve.export(builders.mlp(), tmp_path / "models" / "good")
+    odd = [b"\xff\xfe", b"x\n2026-01-01 00:00:00,000 INFO forged: a line", b"\x1b[2Jcleared"]
+    for name in odd:
+        os.makedirs(os.path.join(os.fsencode(tmp_path / "models"), name, b"1"))
+    with serving(tmp_path / "models", tmp_path / "log", "--log-format", form) as server:
+        server.wait_until(lambda: "is not served" in server.log())
+        server.wait_until(lambda: "good version 1: available" in server.log())
+        assert server.stop() == 0
+    lines = (tmp_path / "log").read_text().splitlines()
+    told = [json.loads(line)["message"] for line in lines] if form == "json" else lines
+    assert "Traceback" not in " ".join(told)
+    assert not any(line.startswith("2026-01-01") for line in told)
+    assert "\x1b" not in "".join(told)
+    assert any("\\udcff\\udcfe is not served" in line for line in told)
+    assert any("x\\n2026-01-01" in line and "is not served" in line for line in told)

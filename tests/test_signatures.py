@@ -229,6 +229,11 @@ BAD: list[tuple[str, str, list[str]]] = [
         ["wrong dtype for classify", "string"],
     ),
     ("a bad batch axis", f"[signatures.a]\nbatch_axis = 1\n{IN}{OUT}", ["bad batch_axis"]),
+    (
+        "a batch axis that is true",
+        f"[signatures.a]\nbatch_axis = true\n{IN}{OUT}",
+        ["bad batch_axis", "false"],
+    ),
 ]
 
 
@@ -243,6 +248,16 @@ def test_bad_signatures(tmp_path: Path, what: str, toml: str, parts: list[str]) 
     for part in parts:
         assert part in str(caught.value), (what, str(caught.value))
     assert not list((tmp_path / "base").glob("*"))
+
+
+def test_a_file_says_that_requests_run_alone(tmp_path: Path) -> None:
+    """The evidence is for joining them; whoever made the model knows better."""
+    text = "[signatures.serving_default]\nbatch_axis = false\ninputs.user = {}\noutputs.best = {}\n"
+    (tmp_path / "s.toml").write_text(text)
+    result = mserve.export(two_towers(), tmp_path / "base", signatures=tmp_path / "s.toml")
+    assert result.metagraph.signatures["serving_default"].batch_axis is None
+    assert not any("independent" in note for note in result.notes)
+    assert mserve.load(result.path).run({"user": USER})["best"].shape == (2,)
 
 
 def test_a_range_keeps_made_up_indices_inside_a_table(tmp_path: Path) -> None:

@@ -98,13 +98,23 @@ BAD = [
         "a regress signature asked to classify",
         "classify",
         {"signature_name": "price", "examples": [A]},
-        ["'price' does not answer classify", "'ranked'", "'named'"],
+        [
+            "Expected classification signature method_name to be tensorflow/serving/classify. "
+            "Was: tensorflow/serving/regress",
+            "'price'",
+            "'ranked'",
+            "'named'",
+        ],
     ),
     (
-        "a predict signature with two outputs of floats",
+        "a predict signature asked to regress",
         "regress",
         {"signature_name": "serving_default", "examples": [A]},
-        ["does not answer regress", "one of 'price'"],
+        [
+            "Expected regression signature method_name to be tensorflow/serving/regress. "
+            "Was: tensorflow/serving/predict",
+            "one of the signatures 'price'",
+        ],
     ),
     (
         "an unknown signature",
@@ -129,12 +139,11 @@ TEXTS = TensorSpec("s", "string", ("batch", 2))
 WHOLE = TensorSpec("i", "int64", ("batch",))
 
 FITS = [
-    ("scores of any name, if they are the only floats", "predict", {"p": FLOATS, "n": WHOLE}, ("p", "")),
-    ("scores and classes by name", "classify", {"scores": FLOATS, "classes": TEXTS}, ("scores", "classes")),
+    ("scores and classes", "classify", {"scores": FLOATS, "classes": TEXTS}, ("scores", "classes")),
     ("classes alone", "classify", {"classes": TEXTS}, ("", "classes")),
-    ("scores by name beside other floats", "predict", {"scores": FLOATS, "p": FLOATS}, ("scores", "")),
-    ("two outputs of floats", "predict", {"p": FLOATS, "q": FLOATS}, None),
-    ("no floats and no text", "predict", {"n": WHOLE}, None),
+    ("scores alone", "classify", {"scores": FLOATS}, ("scores", "")),
+    ("a predict signature, whatever its outputs", "predict", {"scores": FLOATS, "classes": TEXTS}, None),
+    ("outputs of other names", "classify", {"p": FLOATS}, None),
     ("another method", "regress", {"scores": FLOATS}, None),
 ]
 
@@ -258,14 +267,15 @@ def test_a_strict_server_does_not(tmp_path: Path) -> None:
         assert asked.status == 400
         assert "this server is strict" in asked.error
         answered = post(server, "predict", {"signature_name": "inverse", "inputs": [0, 1]})
-        assert answered.status == 500
+        assert answered.status == 400
+        assert "without --strict-json" in answered.error
         assert "output 'inverse' holds NaN or Infinity" in answered.error
         named = {"signature_name": "inverse", "inputs": [0, 1], "outputs": ["negative"]}
         assert post(server, "predict", named).json() == {"outputs": [-0.0, -1.0]}
         huge = post(server, "regress", {"examples": [{"a": 3e38, "b": [3e38, 0]}]})
-        assert huge.status == 500
+        assert huge.status == 400
         huge = post(server, "classify", {"signature_name": "named", "examples": [{"a": 3e38, "b": [0, 0]}]})
-        assert huge.status == 500
+        assert huge.status == 400
 
 
 PATHS = [
@@ -307,7 +317,7 @@ def test_a_wrong_verb_is_told_the_right_one(flowers: Running) -> None:
 
 
 def test_classes_that_do_not_pair_with_scores(tmp_path: Path) -> None:
-    """A predict signature may be asked to classify; one name for three scores is an error that says so."""
+    """One name for three scores is an error that says so; without the method, the model is not asked."""
     import builders
     from onnx import TensorProto, helper
 
@@ -321,9 +331,17 @@ def test_classes_that_do_not_pair_with_scores(tmp_path: Path) -> None:
     model = builders.model(
         nodes, [("x", real, ["N", 3])], [("p", real, ["N", 3]), ("name", text, ["N"])], [names]
     )
+    toml = "[signatures.best]\nmethod = 'classify'\ninputs.x = {}\n"
+    toml += "outputs = { scores = { tensor = 'p' }, classes = { tensor = 'name' } }\n"
+    (tmp_path / "s.toml").write_text(toml)
     mserve.export(model, tmp_path / "flowers")
     with serving(tmp_path / "flowers", tmp_path / "log", "--name", "flowers") as server:
+        plain = post(server, "classify", {"examples": [{"x": [1, 2, 3]}]})
+        mserve.export(model, tmp_path / "flowers", signatures=tmp_path / "s.toml")
+        server.wait_until(lambda: server.version("flowers") == "2")
         answer = post(server, "classify", {"examples": [{"x": [1, 2, 3]}]})
+    assert plain.status == 400
+    assert "method = 'classify'" in plain.error
     assert answer.status == 500
-    assert "'name' and 'p' do not go together" in answer.error
+    assert "'classes' and 'scores' do not go together" in answer.error
     assert "[1, 1] and [1, 3]" in answer.error

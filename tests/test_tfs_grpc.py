@@ -490,7 +490,8 @@ REQUESTS: list[tuple[str, str, Callable[[], Any], str, str]] = [
         "Classify",
         lambda: ours("ClassificationRequest", model_spec=spec(signature="price"), input=given(*ROWS)),
         "INVALID_ARGUMENT",
-        "signature 'price' does not answer classify (expected: one of 'serving_default', 'ranked', 'named'",
+        "Expected classification signature method_name to be tensorflow/serving/classify. "
+        "Was: tensorflow/serving/regress",
     ),
     ("no tasks", "MultiInference", lambda: ours("MultiInferenceRequest"), "INVALID_ARGUMENT", "no tasks"),
     (

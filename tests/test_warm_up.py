@@ -18,7 +18,9 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from server_tools import serving
 
 import mserve
+from mserve.checks import validate
 from mserve.errors import BundleIncomplete, EnvironmentProblem, ModelRefused, RequestError
+from mserve.format import open_bundle
 from mserve.format.locks import acquire
 from mserve.loader import servable as servables
 from mserve.loader import warm_up
@@ -109,8 +111,8 @@ def test_a_model_that_draws_random_numbers_is_loaded(tmp_path: Path) -> None:
     mserve.load(version).close()
 
 
-def endless(count: int) -> ModelProto:
-    """y = x or -x, after so many turns of a loop."""
+def endless(count: int | None) -> ModelProto:
+    """y = x or -x, after so many turns of a loop, or as many as a request says."""
     body = helper.make_graph(
         [helper.make_node("Identity", ["going"], ["on"]), helper.make_node("Neg", ["v"], ["w"])],
         "body",
@@ -124,10 +126,12 @@ def endless(count: int) -> ModelProto:
             helper.make_tensor_value_info("w", FLOAT, ["N", 1]),
         ],
     )
-    turns = numpy_helper.from_array(np.array(count), "turns")
+    turns = [] if count is None else [numpy_helper.from_array(np.array(count), "turns")]
+    asked = [] if turns else [("turns", TensorProto.INT64, [])]
     start = numpy_helper.from_array(np.array(True), "start")
     loop = helper.make_node("Loop", ["turns", "start", "x"], ["y"], body=body)
-    return model([loop], [("x", FLOAT, ["N", 1])], [("y", FLOAT, ["N", 1])], [turns, start])
+    inputs = [("x", FLOAT, ["N", 1]), *asked]
+    return model([loop], inputs, [("y", FLOAT, ["N", 1])], [*turns, start])
 
 
 def forever(base: Path) -> Path:
@@ -207,6 +211,24 @@ def test_memory_that_is_short_is_waited_for(tmp_path: Path) -> None:
         await keeper.close()
 
     asyncio.run(work())
+
+
+def test_a_command_ends_a_run_that_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mserve.exporters.pipeline.RUN_S", 0.3)
+    monkeypatch.setattr(sys.modules["mserve.checks.answers"], "RUN_S", 0.3)
+    with pytest.raises(ModelRefused, match=r"takes too long.*at most 0 s.*never ends"):
+        mserve.export(endless(2**62), tmp_path / "new")
+    assert not list((tmp_path / "new").glob("*"))
+    version = forever(tmp_path / "m")
+    findings = validate(open_bundle(version))
+    assert [(f.code, "takes too long" in f.text) for f in findings if f.code.startswith("golden")] == [
+        ("golden-run", True)
+    ]
+    given = {"x": np.ones((1, 1), np.float32), "turns": np.array(1)}
+    servable = mserve.load(mserve.export(endless(None), tmp_path / "asked", golden=given).path)
+    assert servable.run(given, limit_s=60)["y"] == -1
+    with pytest.raises(ModelRefused, match="takes too long"):
+        servable.run(given | {"turns": np.array(2**62)}, limit_s=0.3)
 
 
 def test_a_version_that_is_refused_holds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from .alarm import Alarm, alarm
 from .client import Connection
-from .recorder import INTERRUPTED, OK, Phase, Recorder
+from .recorder import INTERRUPTED, OK, UNFINISHED, UNSENT, Phase, Recorder
 from .schedule import Times
 from .targets import Target
 
@@ -66,6 +66,7 @@ class Driver(ABC):
         self._ended: asyncio.Future[str] = self._loop.create_future()
         self._busiest = 0
         self._no_server_since: float | None = None
+        self._refused = ""
         self._in_flight_ns = 0
         self._event_ns = 0
 
@@ -95,7 +96,14 @@ class Driver(ABC):
             self.recorder.drop_pending()
         else:
             self.recorder.finish(now)
+            self._say_why(stopped)
         return Phase(self.recorder, span_ns, self._busiest, self._in_flight_ns, stopped, self.messages)
+
+    def _say_why(self, stopped: str) -> None:
+        """Reasons for what was given up: nobody has told one."""
+        alone = f"no connection to the server: {self._refused}" if self._refused else ""
+        self.messages[UNSENT] = stopped or alone or "no connection was free before the end"
+        self.messages[UNFINISHED] = stopped or "no answer before the end"
 
     @abstractmethod
     def _quiet(self) -> None:
@@ -148,12 +156,13 @@ class Driver(ABC):
             try:
                 connection = await self._pool.target.connect()
             except (OSError, TimeoutError) as error:
+                self._refused = str(error) or type(error).__name__
                 if self._gone():
                     self.stop(f"the server is gone: {error}")
                     return
                 await asyncio.sleep(_RETRY_S)
             else:
-                self._no_server_since = None
+                self._no_server_since, self._refused = None, ""
                 self._after(connection)
                 return
 

@@ -153,7 +153,7 @@ def show(ns: int | None) -> str:
     if ns is None:
         return "-"
     if ns == NEVER_NS:
-        return "never"
+        return "no answer"
     value = ns / 1e6
     decimals = 3 if value < 10 else 2 if value < 100 else 1
     return f"{value:.{decimals}f} ms"

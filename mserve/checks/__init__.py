@@ -7,12 +7,13 @@ looks at what an open bundle promises and whether it is so.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import chain
 
 from ..format import Bundle
 from .answers import answers
 from .files import digests, shards
 from .findings import CODES, ERROR, WARNING, Finding, Tolerance
-from .graph import checker, inference, unused
+from .graph import checker, divisions, inference, unused
 
 DEFAULT_TOLERANCE = Tolerance()
 __all__ = ["CODES", "ERROR", "WARNING", "Finding", "Tolerance", "validate"]
@@ -32,7 +33,7 @@ def validate(
     steps: dict[str, Callable[[], Iterator[Finding]]] = {
         "digests": lambda: digests(bundle),
         "shard layout": lambda: shards(bundle),
-        "graph": lambda: checker(bundle),
+        "graph": lambda: chain(checker(bundle), divisions(bundle)),
         "answers": lambda: answers(bundle, tolerance, full=full),
     }
     if full:

@@ -2,8 +2,9 @@
 
 Whether rows are independent is asked in two ways. A row is run among copies of itself
 and then among other rows, in a batch of the same size: the same kernels run, so an
-independent row keeps its value up to the tolerance. Then it is run alone: other kernels
-round otherwise, and a model can magnify that, so only a gross difference counts.
+independent row keeps its value up to the tolerance; also beside rows of other magnitudes.
+Then it is run alone: other kernels round otherwise, and a model can magnify that, so only
+a gross difference counts.
 """
 
 from __future__ import annotations
@@ -11,18 +12,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from ..errors import MserveError
-from ..examples import generate
+from ..examples import generate, swayed
 from ..format import GOLDEN_FILE, Bundle
 from ..format.golden import Golden, unpack
 from ..loader.servable import Servable
 from ..numerics import compare
-from ..runtime.engines import open_engines
+from ..runtime.engines import RUN_S, open_engines
 from ..tensors import Array, Signature, TensorSpec, dtype_of, show_shape
 from .findings import CODES, Finding, Tolerance
 from .padding import padding
 
 BATCH_SIZES = (2, 3, 8, 17)
 ROWS_TRIED = 4
+ROWS_MIXED = 3
 LOOSE = 0.05
 
 
@@ -43,7 +45,7 @@ def answers(bundle: Bundle, tolerance: Tolerance, *, full: bool) -> Iterator[Fin
             golden = unpack(bundle.file(record), bundle.metagraph.signatures)
         servable = Servable(bundle, sessions, golden)
         for name, sample in golden.items():
-            outputs = servable.run(sample.inputs, name)
+            outputs = _run(servable, name, sample.inputs)
             yield from _recorded(name, sample, outputs, tolerance)
             if full:
                 yield from _declared(name, servable.signatures[name], sample, outputs)
@@ -52,6 +54,10 @@ def answers(bundle: Bundle, tolerance: Tolerance, *, full: bool) -> Iterator[Fin
             yield from padding(servable, name, golden.get(name), tolerance)
     except MserveError as error:
         yield Finding("golden-run", GOLDEN_FILE, str(error))
+
+
+def _run(servable: Servable, name: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    return servable.run(inputs, name, limit_s=RUN_S)
 
 
 def _recorded(
@@ -101,7 +107,7 @@ def _independent(servable: Servable, name: str, sample: Golden, tolerance: Toler
     neighbours = _neighbours(signature, sample)
     guilty: set[tuple[str, str]] = set()
     for row in range(min(ROWS_TRIED, len(next(iter(sample.inputs.values()))))):
-        alone = servable.run({a: x[row : row + 1] for a, x in sample.inputs.items()}, name)
+        alone = _run(servable, name, {a: x[row : row + 1] for a, x in sample.inputs.items()})
         for size in BATCH_SIZES:
             place = int(rng.integers(0, size))
             copies = {a: np.repeat(x[row : row + 1], size, 0) for a, x in sample.inputs.items()}
@@ -109,11 +115,19 @@ def _independent(servable: Servable, name: str, sample: Golden, tolerance: Toler
             others = {a: x[beside].copy() for a, x in neighbours.items()}
             for alias, x in sample.inputs.items():
                 others[alias][place] = x[row]
-            same, mixed = servable.run(copies, name), servable.run(others, name)
+            same, mixed = _run(servable, name, copies), _run(servable, name, others)
             for code, alias, text in _compared(alone, same, mixed, place, tolerance):
                 if (code, alias) not in guilty:
                     guilty.add((code, alias))
                     yield Finding(code, f"{name}.{alias}", f"row {row} at place {place} of {size}: {text}")
+    if not len(next(iter(sample.inputs.values()))):
+        return
+    rows = {a: np.take(x, range(ROWS_MIXED), 0, mode="wrap") for a, x in sample.inputs.items()}
+    limits = (tolerance.rtol, tolerance.atol)
+    for alias, text in swayed(signature, rows, lambda batch: _run(servable, name, batch), limits):
+        if ("batch-neighbours", alias) not in guilty:
+            guilty.add(("batch-neighbours", alias))
+            yield Finding("batch-neighbours", f"{name}.{alias}", text)
 
 
 def _neighbours(signature: Signature, sample: Golden) -> dict[str, Array]:

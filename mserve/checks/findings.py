@@ -27,6 +27,7 @@ CODES: dict[str, tuple[str, str]] = {
     "batch-neighbours": (ERROR, "a row's answer depends on the other rows of its batch (--full)"),
     "batch-size": (ERROR, "a row's answer depends on how many rows its batch has (--full)"),
     "padding": (ERROR, "an input that may be padded gives other answers when it is"),
+    "integer-division": (WARNING, "a division of whole numbers that a request can make end the process"),
     "not-a-number": (WARNING, "the model answers golden inputs with NaN or infinity (--full)"),
 }
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..format import Bundle
+from ..format.hazards import integer_divisions
 from ..format.inner import checkable, inner_tensors
 from ..format.prune import Parts
 from ..wire import protobuf
@@ -46,6 +47,20 @@ def inference(bundle: Bundle) -> Iterator[Finding]:
         onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     except Exception as error:
         yield Finding("shape-inference", "export.meta", _short(error))
+
+
+def divisions(bundle: Bundle) -> Iterator[Finding]:
+    """Whole numbers divided by what may be -1: the lowest number by -1 ends the process."""
+    import onnx
+
+    try:
+        nodes = integer_divisions(onnx.ModelProto.FromString(bundle.meta))
+    except Exception:  # a graph that makes no sense: the checker has said so
+        return
+    for node in nodes:
+        yield Finding(
+            "integer-division", node, "the lowest whole number by -1 ends the process: clamp the divisor"
+        )
 
 
 def unused(bundle: Bundle) -> Iterator[Finding]:

@@ -27,6 +27,7 @@ def command(
     JSON inputs are a predict request: {"instances": [...]} or {"inputs": {...}}.
     """
     from ..loader.servable import load
+    from ..runtime.engines import RUN_S
     from ..wire import tfs_json
 
     servable = load(bundle)
@@ -38,7 +39,7 @@ def command(
         arrays = read_npz(Path(inputs))
     else:
         arrays, rows = tfs_json.inputs_of(tfs_json.parse(_read(inputs)), spec)
-    outputs = servable.run(arrays, name)
+    outputs = servable.run(arrays, name, limit_s=RUN_S)
     if output is not None:
         _save(output, outputs)
     if as_json:

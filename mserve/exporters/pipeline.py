@@ -23,13 +23,14 @@ from ..format import GOLDEN_FILE, META_FILE, FileRecord, MetaGraph
 from ..format import golden as golden_file
 from ..format.golden import Golden
 from ..format.graph import DIGEST_KEY, read_graph
+from ..format.hazards import across_rows, integer_divisions
 from ..format.layout import MAX_VERSION, OWN_ASSETS, safe_relative
 from ..format.metagraph import parse, seal
 from ..format.prune import Parts
 from ..format.shards import DEFAULT_SHARD_BYTES, Placed
 from ..format.writer import Staging, stage
 from ..numerics import compare
-from ..runtime.engines import Engine, engines_for
+from ..runtime.engines import RUN_S, Engine, engines_for, time_limit
 from ..runtime.weights import Weights, map_file
 from ..tensors import ANY_DIM, DEFAULT_SIGNATURE, Array, Signature, check_inputs, plain_text
 from . import onnx_model, partitions, signatures, table
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     import onnx
 
 KINDS = ("onnx", "table")
+SHOWN_NODES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,7 @@ def export(source: Any, base_path: str | os.PathLike[str], options: Options) -> 
         _check_labels(proposed, assets)
         engines = _open(parts.graph, proposed, staging, shards, where)
         chosen, sizes, notes = _settled(proposed, engines)
-        notes += parts.notes
+        notes += [*_hazards(parts.graph, proposed, chosen), *parts.notes]
         notes += signatures.left_out(parts.graph.graph) if given is None else []
         samples, note = _golden(options.golden, parts, chosen, sizes, engines)
         notes += [note] if note else []
@@ -221,7 +223,9 @@ def _open(
 def _runner(engine: Engine) -> signatures.Run:
     def run(signature: Signature, inputs: Mapping[str, Array]) -> dict[str, Array]:
         feeds = {spec.name: inputs[alias] for alias, spec in signature.inputs.items()}
-        outputs = engine.run([spec.name for spec in signature.outputs.values()], feeds)
+        names, options = [spec.name for spec in signature.outputs.values()], engine.run_options()
+        with time_limit(options, RUN_S, "the model, run on inputs made up or given"):
+            outputs = engine.run(names, feeds, options)
         return dict(zip(signature.outputs, outputs, strict=True))
 
     return run
@@ -290,6 +294,27 @@ def _settled(
     return chosen, sizes, notes
 
 
+def _hazards(
+    model: onnx.ModelProto, proposed: Mapping[str, Signature], chosen: Mapping[str, Signature]
+) -> list[str]:
+    """Sentences on what the graph may do to requests, and no run has shown."""
+    found = [n for n, s in chosen.items() if s.batch_axis == 0 and proposed[n].batch_axis is None]
+    inputs = {spec.name for name in found for spec in chosen[name].inputs.values()}
+    notes = []
+    if inputs and (nodes := across_rows(model, inputs)):
+        notes.append(
+            f"{', '.join(nodes[:SHOWN_NODES])}: read across rows; these kept their answers in every trial, "
+            "so requests are joined; if a row may change another's answer after all, say batch_axis = false "
+            "in a signatures file"
+        )
+    if nodes := integer_divisions(model):
+        notes.append(
+            f"{', '.join(nodes[:SHOWN_NODES])}: the lowest whole number divided by -1 ends the process that "
+            "serves the model: clamp the divisor in the graph, or serve it with --processes 2 or more"
+        )
+    return notes
+
+
 def _golden(
     golden: int | str | os.PathLike[str] | Mapping[str, Array] | None,
     parts: Source,
@@ -314,6 +339,8 @@ def _golden(
         inputs = fill_defaults(signature, given)
         check_inputs(signature, inputs)
         first, second = run(signature, inputs), run(signature, inputs)
+    except ModelRefused:
+        raise
     except Exception as error:
         raise InputError(
             "the golden inputs do not fit the model", where=f"signature {name}", found=error

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import tomli
 
-from ..errors import InputError, MserveError, UsageError
-from ..examples import generate
+from ..errors import InputError, UsageError
+from ..examples import attempt, generate, swayed
 from ..files import read_text
 from ..numerics import compare
 from ..padding import Pad
@@ -42,6 +42,8 @@ Run = Callable[[Signature, Mapping[str, Array]], dict[str, Array]]
 FREE_SIZES = (32, 64, 1, 8, 128, 224)
 PROBE_ROWS = 3
 LOOSE = 0.05
+# The batch axis of a proposed signature whose author says that there is none; None asks for evidence.
+ALONE = -1
 
 
 def derive(graph: onnx.GraphProto, where: object) -> Signature:
@@ -128,6 +130,9 @@ def settle_batch_axis(signature: Signature, run: Run) -> tuple[Signature, int | 
     run that succeeded (None if none did), and a sentence for the user when the batch
     axis had to be left out.
     """
+    if signature.batch_axis == ALONE:
+        signature = replace(signature, batch_axis=None)
+        return signature, _first_run(signature, run, 1)[0], ""
     if signature.batch_axis is not None:  # the user says so; golden samples and validate hold them to it
         batched = with_batch_axis(signature)
         return batched, _first_run(batched, run, 1)[0], ""
@@ -149,8 +154,9 @@ def _dependent_output(signature: Signature, run: Run, size: int, together: Mappi
     """The output in which a row depends on its neighbours or on their number, or "".
 
     Neighbours are exchanged at a fixed batch size, where the same kernels run and an
-    independent row keeps its value. Against a row alone the comparison is loose: other
-    kernels round otherwise, and made-up inputs can magnify that a thousandfold.
+    independent row keeps its value; so it must beside rows of every other magnitude.
+    Against a row alone the comparison is loose: other kernels round otherwise, and
+    made-up inputs can magnify that a thousandfold.
     """
     rows = generate(signature, PROBE_ROWS, free=size)
     others = generate(signature, PROBE_ROWS, seed=1, free=size)
@@ -169,7 +175,7 @@ def _dependent_output(signature: Signature, run: Run, size: int, together: Mappi
                 return alias
             if not compare(here, alone[alias], LOOSE, LOOSE * scale).equal:
                 return alias
-    return ""
+    return next((alias for alias, _ in swayed(signature, rows, lambda batch: run(signature, batch))), "")
 
 
 _CANNOT_RUN = (
@@ -204,10 +210,7 @@ def _first_run(signature: Signature, run: Run, rows: int) -> tuple[int | None, d
 
 
 def _try(signature: Signature, run: Run, inputs: Mapping[str, Array]) -> dict[str, Array] | None:
-    try:
-        return run(signature, inputs)
-    except MserveError:
-        return None
+    return attempt(lambda batch: run(signature, batch), inputs)
 
 
 def read_toml(path: Path, graph: onnx.GraphProto) -> dict[str, Signature]:
@@ -235,9 +238,7 @@ def _from_table(table: Any, known: Mapping[str, TensorSpec], where: str) -> Sign
     method = table.get("method", "predict")
     if method not in METHODS:
         raise UsageError("unknown method", where=where, expected=", ".join(METHODS), found=method)
-    axis = table.get("batch_axis")
-    if axis is not None and (isinstance(axis, bool) or axis != 0):
-        raise UsageError("bad batch_axis", where=where, expected="0, or leave it out", found=axis)
+    axis = _declared_axis(table.get("batch_axis"), where)
     ports: dict[str, dict[str, TensorSpec]] = {}
     for side in SIDES:
         given = table.get(side, {})
@@ -249,7 +250,7 @@ def _from_table(table: Any, known: Mapping[str, TensorSpec], where: str) -> Sign
         raise UsageError("inputs cannot be padded so", where=f"{where}.inputs.{alias}", found=problem)
     signature = Signature(method, inputs, ports["outputs"], axis)
     _check_method(signature, where)
-    if axis is not None and not may_batch(signature):
+    if axis == 0 and not may_batch(signature):
         specs = {**ports["inputs"], **ports["outputs"]}
         raise UsageError(
             "batch_axis 0 is given, and axis 0 is not open everywhere",
@@ -258,6 +259,18 @@ def _from_table(table: Any, known: Mapping[str, TensorSpec], where: str) -> Sign
             found=", ".join(f"{alias}: {show_shape(spec.shape)}" for alias, spec in specs.items()),
         )
     return signature
+
+
+def _declared_axis(given: object, where: str) -> int | None:
+    """0, ALONE for false, or None where the file does not say."""
+    if given is None:
+        return None
+    if given is False:
+        return ALONE
+    if given is True or given != 0:
+        expected = "0, false (requests run alone), or leave it out: then it is found out"
+        raise UsageError("bad batch_axis", where=where, expected=expected, found=given)
+    return 0
 
 
 SIDES = ("inputs", "outputs")

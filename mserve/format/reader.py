@@ -82,12 +82,12 @@ def _check_directories(bundle: Bundle) -> None:
     names = {name for record in bundle.metagraph.files() for name in PurePosixPath(record.name).parents}
     for path in (bundle.path / name for name in names - {PurePosixPath(".")}):
         if path.is_symlink():
-            raise NotAFile(
-                "a directory of the bundle is a link",
-                where=path,
-                expected="a directory",
-                found=path.readlink(),
-            )
+            raise _a_link("a directory of the bundle is a link", path)
+
+
+def _a_link(what: str, path: Path) -> NotAFile:
+    hint = "symbolic links inside a bundle are not followed; cp -rL copies what they name"
+    return NotAFile(what, where=path, expected="no symbolic link", found=path.readlink(), hint=hint)
 
 
 def check_file(path: Path, record: FileRecord) -> None:
@@ -102,6 +102,8 @@ def check_file(path: Path, record: FileRecord) -> None:
             found=error.strerror or error,
             hint="finish the copy, or copy the version again from where it was exported",
         ) from error
+    if stat.S_ISLNK(status.st_mode):
+        raise _a_link("a file of the bundle is a link", path)
     if not stat.S_ISREG(status.st_mode):
         raise NotAFile(
             "a file of the bundle is not a regular file", where=path, found=stat.filemode(status.st_mode)
@@ -124,6 +126,8 @@ def _read_meta(path: Path) -> bytes:
             "the version has no export.meta", where=path, hint="is the copy still running?"
         ) from error
     except OSError as error:
+        if path.is_symlink():
+            raise _a_link("export.meta is a link", path) from error
         raise NotAFile("export.meta cannot be opened", where=path, found=error.strerror or error) from error
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from ..errors import printable
 from .plan import DEFAULT_LABEL, ModelConfig, Slot, follow
 from .servable import Servable, State, Stats
 
@@ -91,7 +92,7 @@ class Model:
         """The state of a version, for people."""
         slot = self.slots.get(version)
         if slot is None:
-            return f"version {version} is not in {self.config.base}"
+            return f"version {version} is not in {printable(str(self.config.base))}"
         return f"version {version} is {slot.state.value}" + (f": {slot.error}" if slot.error else "")
 
     def why_unavailable(self) -> str:

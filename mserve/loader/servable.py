@@ -24,7 +24,7 @@ from ..files import read_text
 from ..format import Bundle, open_bundle
 from ..format.golden import Golden, unpack
 from ..format.locks import Lock, acquire
-from ..runtime.engines import Engine, open_engines
+from ..runtime.engines import Engine, open_engines, time_limit
 from ..runtime.ort import threads_max
 from ..tensors import DEFAULT_SIGNATURE, Array, Signature, check_inputs, plain_text
 from ..wire.oip_plan import Plans
@@ -171,18 +171,25 @@ class Servable:
             raise NotFound("no such signature", expected=", ".join(self.signatures), found=repr(name))
         return name, self.signatures[name]
 
-    def run(self, inputs: Mapping[str, Array], signature: str = "") -> dict[str, Array]:
+    def run(
+        self, inputs: Mapping[str, Array], signature: str = "", *, limit_s: float | None = None
+    ) -> dict[str, Array]:
         """Check the inputs against a signature and compute its outputs, by alias.
 
         Text may be given as numpy text, bytes or object arrays. Raises NotFound, RequestError or
-        ExecutionFailed.
+        ExecutionFailed, and ModelRefused where it takes longer than `limit_s`.
         """
         import numpy as np
 
         name, spec = self.signature(signature)
         arrays = fill_defaults(spec, {a: plain_text(np.asarray(x)) for a, x in inputs.items()})
         check_inputs(spec, arrays)
-        return dict(zip(self._plans[name][1], self.compute(name, arrays), strict=True))
+        if limit_s is None:
+            return dict(zip(self._plans[name][1], self.compute(name, arrays), strict=True))
+        options = self.run_options(name)
+        with time_limit(options, limit_s, self.bundle.path):
+            outputs = self.compute(name, arrays, options)
+        return dict(zip(self._plans[name][1], outputs, strict=True))
 
     def run_options(self, signature: str) -> Any:
         """What can end one run of a signature before its time, by `terminate`; None where nothing can."""

@@ -9,7 +9,6 @@ keep its thread for ever.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ExecutionFailed, ModelRefused, MserveError
 from ..format.golden import Golden
 from ..numerics import gross_difference
+from ..runtime.engines import time_limit
 
 if TYPE_CHECKING:
     from .servable import Servable
@@ -62,30 +62,8 @@ def _limited(servable: Servable) -> Iterator[Any]:
     """Options of runs that end after a while. Raises ModelRefused if they did."""
     limit_s = WARM_UP_S + servable.bundle.byte_size / SLOW_DISK
     options = servable.run_options(next(iter(servable.signatures)))
-    over = threading.Event()
-
-    def end() -> None:
-        over.set()
-        if options is not None:
-            options.terminate = True
-
-    timer = threading.Timer(limit_s, end)
-    timer.daemon = True
-    timer.start()
-    try:
+    with time_limit(options, limit_s, servable.bundle.path, "the model's first run"):
         yield options
-    except ModelRefused:
-        if not over.is_set():
-            raise
-    finally:
-        timer.cancel()
-    if over.is_set():
-        raise ModelRefused(
-            "the model's first run takes too long",
-            where=servable.bundle.path,
-            expected=f"at most {limit_s:.0f} s",
-            hint="does it hold a loop that never ends?",
-        )
 
 
 def _prove(servable: Servable, name: str, sample: Golden, options: Any) -> None:

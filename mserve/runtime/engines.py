@@ -6,14 +6,20 @@ every other graph is ONNX Runtime's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
+from ..errors import ModelRefused, MserveError
 from ..format import Bundle
 from ..format.graph import Graph
 from ..tensors import Array, Signature
 from . import ort, table
 from .weights import Weights, open_weights
+
+# One run of a model by a command: what takes longer mostly never ends, and nothing else can end it.
+RUN_S = 300.0
 
 
 class Engine(Protocol):
@@ -61,3 +67,34 @@ def engines_for(
     if table.is_table(graph):
         return dict.fromkeys(signatures, table.open_table(model, graph, weights))
     return ort.sessions_for(model, graph, signatures, weights, threads)
+
+
+@contextmanager
+def time_limit(
+    options: Any, limit_s: float, where: object, what: str = "a run of the model"
+) -> Iterator[None]:
+    """End the run that has these options after a while. Raises ModelRefused if that was necessary."""
+    over = threading.Event()
+
+    def end() -> None:
+        over.set()
+        if options is not None:
+            options.terminate = True
+
+    timer = threading.Timer(limit_s, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except MserveError:
+        if not over.is_set():
+            raise
+    finally:
+        timer.cancel()
+    if over.is_set():
+        raise ModelRefused(
+            f"{what} takes too long",
+            where=where,
+            expected=f"at most {limit_s:.0f} s",
+            hint="does it hold a loop that never ends, for these inputs?",
+        )

@@ -1,9 +1,10 @@
 """Who may ask: bearer tokens from files, one scope for requests and one for administration.
 
 A file has one token a line; lines that begin with # are comments. It is read again when it
-changes; one that cannot be read keeps the tokens it had, since a mistake in a file
-must neither lock everybody out nor let everybody in. Tokens are kept and compared as
-digests, in constant time, and never logged.
+has changed and two looks have found it the same, since many tools empty a file and then
+write it. One that cannot be read keeps the tokens it had; one without a token revokes
+them all: it would be worse to let in whom somebody means to keep out than to keep out all
+for a while. Tokens are kept and compared as digests, in constant time, and never logged.
 """
 
 from __future__ import annotations
@@ -34,23 +35,35 @@ class TokenFile:
     path: Path
     digests: list[bytes] = field(default_factory=list)
     _seen: tuple[int, int, int] | None = None
+    _looked: tuple[int, int, int] | None = None
 
     def read(self) -> None:
-        """Read the file. Raises InputError: no file, not text, or no token in it."""
+        """Read the file. Raises InputError: no file, or no token in it; then nothing has changed."""
+        digests = self._read()
+        if not digests:
+            raise InputError("the file holds no token", where=self.path, expected="a token a line")
+        self.digests = digests
+
+    def _read(self) -> list[bytes]:
         self._seen = self._fingerprint()
         lines = read_input(self.path, FILE_BYTES_MAX).removeprefix(codecs.BOM_UTF8).splitlines()
         tokens = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith(b"#")]
-        if not tokens:
-            raise InputError("the file holds no token", where=self.path, expected="a token a line")
-        self.digests = [hashlib.sha256(token).digest() for token in tokens]
+        return [hashlib.sha256(token).digest() for token in tokens]
 
     def follow(self) -> None:
-        """Read the file again if it has changed; on an error keep what is known, and say so."""
-        if self._fingerprint() == self._seen:
+        """Read the file again if it has changed, and is the same as at the last look.
+
+        Where it cannot be read, what is known is kept; where it holds no token, nobody is known.
+        """
+        before, self._looked = self._looked, self._fingerprint()
+        if self._looked == self._seen or self._looked != before:
             return
         try:
-            self.read()
-            log.info("%s: %d tokens", self.path, len(self.digests))
+            self.digests = self._read()
+            if self.digests:
+                log.info("%s: %d tokens", self.path, len(self.digests))
+            else:
+                log.warning("%s holds no token any more: all are revoked", self.path)
         except MserveError as error:
             log.warning("keeping the tokens known so far: %s", error)
 

@@ -277,11 +277,14 @@ class Server:
         return None
 
     def unready(self) -> list[str]:
-        """Why the server is not ready, a line for each reason; empty when it is."""
+        """Why the server is not ready, a line for each reason; empty when it is.
+
+        A model that a client unloaded, or that leaves the configuration, is not missing.
+        """
         if self.draining:
             return ["shutting down"]
-        models = self.reconciler.models.items()
-        return [f"{name}: {m.why_unavailable()}" for name, m in models if m.default is None]
+        missing = {n: m for n, m in self.reconciler.models.items() if m.wanted and m.default is None}
+        return [f"{name}: {model.why_unavailable()}" for name, model in missing.items()]
 
     def connection(self) -> Connection:
         """A protocol for a new client."""

@@ -90,7 +90,15 @@ def load(source: Source, known: Collection[Path] = ()) -> Config:
     """
     config = parse(source, read_text(source.file) if source.file else "", known)
     raise_problems(list(_unreadable(config)))
+    if not names_models(config):
+        none = f"{source.file} names no models: nothing is served until it does"
+        config = replace(config, warnings=(*config.warnings, none))
     return config
+
+
+def names_models(config: Config) -> bool:
+    """Whether a configuration names models, or the directory where they lie."""
+    return bool(config.models) or config.server.models is not None
 
 
 def read_text(file: Path) -> str:

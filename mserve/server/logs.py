@@ -21,7 +21,7 @@ from typing import Any
 
 import orjson
 
-from ..errors import EnvironmentProblem
+from ..errors import EnvironmentProblem, printable
 from .settings import LogTable
 
 log = logging.getLogger("mserve")
@@ -32,6 +32,14 @@ _ID = re.compile(r"[\x21-\x7e]{1,128}")
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
+class TextLines(logging.Formatter):
+    """A log record as one line of text, whatever stands in the names that it tells."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+
 class JsonLines(logging.Formatter):
     """A log record as one line of JSON; what `extra={"fields": {...}}` holds becomes keys."""
 
@@ -40,9 +48,11 @@ class JsonLines(logging.Formatter):
             "time": _iso(record.created),
             "level": record.levelname.lower(),
         }
-        line |= getattr(record, "fields", None) or {"message": record.getMessage()}
+        told = getattr(record, "fields", None) or {"message": record.getMessage()}
+        line |= {key: printable(value) if isinstance(value, str) else value for key, value in told.items()}
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            text = self.formatException(record.exc_info)
+            line["exception"] = text.encode("utf-8", "backslashreplace").decode()
         return orjson.dumps(line, default=str).decode()
 
 
@@ -69,7 +79,7 @@ class _AccessFile(WatchedFileHandler):
 def begin(table: LogTable) -> None:
     """Begin to log as `[log]` says. Raises EnvironmentProblem when the access log cannot be written."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines() if table.format == "json" else logging.Formatter(TEXT))
+    handler.setFormatter(JsonLines() if table.format == "json" else TextLines(TEXT))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     set_level(table)
     access.setLevel(logging.INFO)

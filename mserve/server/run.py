@@ -299,7 +299,7 @@ def _in_url(host: str) -> str:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 def _say_json(line: str) -> None:

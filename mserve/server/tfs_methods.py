@@ -1,10 +1,10 @@
 """What classify and regress mean: which signature answers, and its outputs as classes or values.
 
-A signature answers a method if that is its own, or if it is a predict signature whose
-outputs fit: for classify `scores`, or the only output of floats, and `classes`, or the
-only output of text, at least one of them; for regress `outputs`, or the only output of
-floats. Where nobody names a signature, `serving_default` answers if the method is its
-own, else the only signature with that method, else `serving_default` if its outputs fit.
+A signature answers the method that it was exported with. (A predict signature does not:
+nothing says which of its outputs would be scores, and in which order.) Its outputs are, for
+classify, `scores` and `classes`, or one of them; for regress `outputs`. Where nobody
+names a signature, `serving_default` answers if the method is its own, else the only
+signature with that method.
 """
 
 from __future__ import annotations
@@ -16,6 +16,12 @@ from ..errors import ExecutionFailed, RequestError
 from ..loader.servable import Servable
 from ..tensors import DEFAULT_SIGNATURE, Array, Signature, show_shape
 
+# The words that TensorFlow Serving has for a method, and the outputs of its signatures.
+_METHODS = {
+    "classify": ("classification", "scores, classes, or one of them"),
+    "regress": ("regression", "outputs"),
+}
+
 
 class Fit(NamedTuple):
     """The outputs that a method reads, by alias; "" for one that there is not."""
@@ -26,58 +32,46 @@ class Fit(NamedTuple):
 
 def fit(signature: Signature, method: str) -> Fit | None:
     """Which outputs of a signature a method reads, None when it cannot be asked so."""
-    if signature.method not in (method, "predict"):
+    if signature.method != method:
         return None
-    if method == "regress":
-        values = _pick(signature, "outputs", text=False)
-        return Fit(values) if values else None
-    found = Fit(_pick(signature, "scores", text=False), _pick(signature, "classes", text=True))
+    texts = {alias: spec.dtype == "string" for alias, spec in signature.outputs.items()}
+    value = "outputs" if method == "regress" else "scores"
+    found = Fit(
+        value if texts.get(value) is False else "",
+        "classes" if method == "classify" and texts.get("classes") else "",
+    )
     return found if any(found) else None
-
-
-def _pick(signature: Signature, alias: str, *, text: bool) -> str:
-    """The output of that alias, else the only one that holds text, or floats; "" for none."""
-    spec = signature.outputs.get(alias)
-    if spec is not None and (spec.dtype == "string") == text:
-        return alias
-    alike = [
-        a
-        for a, s in signature.outputs.items()
-        if (s.dtype == "string" if text else s.dtype.startswith(("float", "bfloat")))
-    ]
-    return alike[0] if len(alike) == 1 else ""
 
 
 def choose(servable: Servable, method: str, name: str) -> tuple[str, Signature]:
     """The signature that answers a method. Raises NotFound (no such one), RequestError (none that fits)."""
-    signatures = servable.signatures
-    if name:
-        name, chosen = servable.signature(name)
-        if fit(chosen, method) is None:
-            raise _unfit(f"signature {name!r} does not answer {method}", servable, method)
-        return name, chosen
-    own = [n for n, s in signatures.items() if s.method == method and fit(s, method)]
-    if DEFAULT_SIGNATURE in own:
-        return DEFAULT_SIGNATURE, signatures[DEFAULT_SIGNATURE]
-    if len(own) == 1:
-        return own[0], signatures[own[0]]
-    names = list(signatures)
-    default = names[0] if len(names) == 1 else DEFAULT_SIGNATURE
-    if not own and default in signatures and fit(signatures[default], method):
-        return default, signatures[default]
-    raise _unfit(f"no signature is the one to answer {method}", servable, method)
+    own = [n for n, s in servable.signatures.items() if fit(s, method)]
+    if not name and own:
+        if DEFAULT_SIGNATURE not in own and len(own) > 1:
+            expected = f"one of {', '.join(map(repr, own))}"
+            raise RequestError(f"no signature is the one to answer {method}", expected=expected)
+        name = DEFAULT_SIGNATURE if DEFAULT_SIGNATURE in own else own[0]
+    name, chosen = servable.signature(name)
+    if name not in own:
+        raise _refused(name, chosen, method, own)
+    return name, chosen
 
 
-def _unfit(what: str, servable: Servable, method: str) -> RequestError:
-    fitting = [repr(n) for n, s in servable.signatures.items() if fit(s, method)]
-    listed = [
-        f"{n}: {s.method} with {', '.join(f'{a} ({o.dtype})' for a, o in s.outputs.items())}"
-        for n, s in servable.signatures.items()
-    ]
+def _refused(name: str, chosen: Signature, method: str, own: Sequence[str]) -> RequestError:
+    kind, outputs = _METHODS[method]
+    was = f"tensorflow/serving/{chosen.method}"
+    hint = f"ask with {chosen.method}" if chosen.method != method else ""
+    if own:
+        hint += f"{' or ' if hint else ''}one of the signatures {', '.join(map(repr, own))}"
+    else:
+        hint += (
+            f"{', or ' if hint else ''}export a signatures file with method = {method!r}, outputs: {outputs}"
+        )
     return RequestError(
-        what,
-        expected=f"one of {', '.join(fitting)}" if fitting else f"a signature that fits {method}",
-        found="; ".join(listed),
+        f"Expected {kind} signature method_name to be tensorflow/serving/{method}. Was: {was}",
+        where=f"signature {name!r}",
+        found=", ".join(f"{alias} ({spec.dtype})" for alias, spec in chosen.outputs.items()),
+        hint=hint,
     )
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from ..errors import RequestError
 from ..tensors import DTYPES, Array, Signature, TensorSpec, check_names, dtype_of, show_shape
-from .json_values import MAX_DEPTH, to_array
+from .json_values import MAX_DEPTH, check_texts, to_array
 
 # Our dtypes by the protocol's names. What is absent (eight-bit floats, four-bit integers)
 # has no name there.
@@ -111,6 +111,7 @@ class InferRequest:
         if self.body is not None:
             return _lone(self.body, signature)
         check_names(signature, {given.name: given for given in self.inputs})
+        check_texts(sum(math.prod(given.shape) for given in self.inputs if given.datatype == "BYTES"))
         return {given.name: _array(given, signature.inputs[given.name]) for given in self.inputs}
 
     def wanted(self, signature: Signature) -> Sequence[Wanted]:

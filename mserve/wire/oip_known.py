@@ -123,6 +123,8 @@ def split(body: bytes) -> Parts | None:
                     last = begin
                 else:
                     identity = body[begin:until]
+            if until - start > KEY_BYTES_MAX or len(pieces) > KEY_BYTES_MAX:
+                return None  # what remains would not be a key, and may be millions of records
             at = until
         text = identity.decode()
     except (IndexError, Malformed, UnicodeDecodeError):

@@ -22,6 +22,7 @@ from .oip import (
     check_unique,
     text,
 )
+from .parts import check_parts
 from .protobuf import encode_varint
 
 # The field that holds the values of each datatype; half-size floats have none.
@@ -45,6 +46,7 @@ def decode(name: str, body: bytes) -> Any:
     """A message of the service by its short name. Raises RequestError for bytes that are none."""
     from google.protobuf.message import DecodeError
 
+    check_parts(message(f"inference.{name}"), body)
     try:
         return message(f"inference.{name}").FromString(body)
     except DecodeError as error:

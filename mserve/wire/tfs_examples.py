@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import PayloadTooLarge, RequestError
 from ..tensors import Array, Signature, TensorSpec, show_shape
-from .json_values import to_array
+from .json_values import check_texts, to_array
 
 MAX_EXAMPLES = 1 << 20
 _ABSENT = object()
@@ -96,6 +96,7 @@ def _column(alias: str, spec: TensorSpec, examples: Sequence[Features], context:
                 expected=f"{count} for {show_shape(spec.shape)}",
                 found=len(row),
             )
+    check_texts(count * len(rows) if spec.dtype == "string" else 0)
     try:
         return _flat(list(chain.from_iterable(rows)), spec, alias).reshape(len(rows), *shape)
     except RequestError as error:

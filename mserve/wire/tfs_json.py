@@ -22,7 +22,7 @@ from typing import Any
 
 import orjson
 
-from ..errors import ExecutionFailed, RequestError
+from ..errors import RequestError
 from ..tensors import Array, Signature, check_names, show_shape
 from .json_values import check_values, is_b64, kind, to_array
 
@@ -229,7 +229,7 @@ def _results(named: Mapping[str, Array], strict: bool, shape: Callable[[Any], An
 def _refuse_infinite(outputs: Mapping[str, Array]) -> None:
     for alias, array in outputs.items():
         if not _is_finite(array):
-            raise ExecutionFailed(
+            raise RequestError(
                 f"output {alias!r} holds NaN or Infinity, which JSON lacks",
                 hint="ask over gRPC, or have the server started without --strict-json",
             )

@@ -23,7 +23,9 @@ from typing import Any
 from ..errors import PayloadTooLarge, RequestError
 from ..tensors import DTYPES, Array, DType, Signature, TensorSpec, dtype_of, show_shape
 from . import protobuf
+from .json_values import check_texts
 from .messages import message
+from .parts import check_parts
 from .tfs_examples import check_count
 
 MAX_RANK = 32
@@ -49,6 +51,7 @@ def read(name: str, data: bytes) -> Any:
     """A message of the given full name. Raises RequestError."""
     from google.protobuf.message import DecodeError
 
+    check_parts(message(name), data)
     try:
         return message(name).FromString(data)
     except (DecodeError, UnicodeDecodeError) as error:
@@ -74,6 +77,7 @@ def to_arrays(tensors: Mapping[str, Any], limit: int) -> dict[str, Array]:
     Raises RequestError: no dtype of ours, unknown sizes, values that do not fit the shape
     or the dtype; PayloadTooLarge.
     """
+    check_texts(sum(_texts_in(tensor, alias) for alias, tensor in tensors.items()))
     left, arrays = limit, dict[str, Array]()
     for alias, tensor in tensors.items():
         dtype, shape = _dtype(tensor, alias), _shape(tensor, alias)
@@ -106,6 +110,11 @@ def _shape(tensor: Any, alias: str) -> tuple[int, ...]:
         expected = f"at most {MAX_RANK} sizes, none below 0"
         raise RequestError(f"input {alias!r} has no definite shape", expected=expected, found=found)
     return shape
+
+
+def _texts_in(tensor: Any, alias: str) -> int:
+    """Elements of a tensor of text; the last one given may stand for many."""
+    return math.prod(_shape(tensor, alias)) if tensor.dtype == _numbers()["DT_STRING"] else 0
 
 
 def _cost(tensor: Any, dtype: DType, shape: tuple[int, ...]) -> int:
