@@ -55,6 +55,9 @@ class Front:
         Raises NotFound (no such model or version), RequestError (no such label) or
         Unavailable (nothing loaded yet).
         """
+        model = self.models.get(name)
+        if version is None and label is None and model is not None and model.default is not None:
+            return model.default
         model = self.model(name)
         if version is not None:
             if version in model.available:

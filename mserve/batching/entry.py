@@ -52,8 +52,13 @@ class Entry:
     def answer(self, result: Sequence[Array] | MserveError) -> None:
         """The end of its last run, or of its waiting: answer it if that has not been done yet."""
         self.servable.in_flight -= 1
-        if not self.cancelled:
-            self.give(result)
+        if self.cancelled:
+            return
+        self.cancelled = True
+        try:
+            self.reply(result)
+        except Exception:
+            log.exception("our bug while answering a request")
 
     def give(self, result: Sequence[Array] | MserveError) -> None:
         """Answer it now; whatever goes wrong in that is not its neighbours' business."""

@@ -35,6 +35,8 @@ log = logging.getLogger("mserve")
 
 INLINE_RUN_NS = 150_000
 INLINE_TICK_NS = 500_000
+# So few requests seldom fill a queue; when they are queued, that is looked at again.
+FEW = 64
 RETRY_AFTER_MAX_S = 60
 SWEEP_S = 0.05
 MAKE_WAY_NS, GUARD_S = 200_000, 0.001
@@ -75,7 +77,7 @@ class Executor:
         be over before its turn; it says when to try again.
         """
         servable, batcher = entry.servable, self.batcher
-        if batcher and servable.stats.knows_drain:
+        if servable.stats.knows_drain and batcher:
             self._check_wait(entry)
         try:
             batcher.add(entry)
@@ -94,7 +96,7 @@ class Executor:
 
         Raises Overloaded when a servable's queue is full, with the time after which to try again.
         """
-        if self.batcher:
+        if self.batcher.backlog(servable).requests >= FEW:
             try:
                 self.batcher.check_room(servable)
             except Overloaded as error:

@@ -135,7 +135,7 @@ class Server:
         )
         self.peers = Peers(config.limits.body)
         self.calls = Calls(self.front, self.metrics)
-        self.calls.observers.append(self.recorder.on_call)
+        self.calls.recorder = self.recorder.on_call
         self.access = _access(config)
         self.draining = False
         self.access_log = bool(config.log.access)
@@ -174,7 +174,11 @@ class Server:
         if self.access_log or request.request_id or request.traceparent:
             reply = self._identified(request, reply)
         try:
-            return self._route(request, reply)
+            begin = request.head.begin
+            if begin is None:
+                return self._route(request, reply)
+            self.access.admit(request.headers.get(b"authorization", b""))
+            return begin(request, reply)  # type: ignore[no-any-return]
         except Exception as error:
             reply(error_response(as_error(error, request.target[:200].decode("latin-1"))))
             return None

@@ -45,6 +45,8 @@ class Call(ABC):
     version: int | None = None
     label: str | None = None
     queried: Sequence[Query] = ()
+    results: Sequence[Sequence[Array]] = ()
+    missing = 0
     entries: Sequence[Entry] = ()
     done = False
     parsed_ns = 0
@@ -53,8 +55,6 @@ class Call(ABC):
     def __init__(self, context: Context, reply: Callable[[Any], None]) -> None:
         self.context = context
         self.reply = reply
-        self.results: list[Sequence[Array]] = []
-        self.missing = 0
 
     @property
     def signature(self) -> str:
@@ -82,13 +82,20 @@ class Call(ABC):
         """The status as the protocol calls it, for counters; None is success."""
 
 
+Observer = Callable[[Call, MserveError | None, int], None]
+
+
 class Calls:
-    """Takes calls and answers each exactly once, unless its client leaves."""
+    """Takes calls and answers each exactly once, unless its client leaves.
+
+    `observers` are told of each call that is over, `recorder` of those that have an id.
+    """
 
     def __init__(self, front: Front, metrics: Metrics) -> None:
         self.front = front
         self.metrics = metrics
-        self.observers: list[Callable[[Call, MserveError | None, int], None]] = []
+        self.observers: list[Observer] = []
+        self.recorder: Observer | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def begin(self, call: Call, size: int) -> Callable[[], None]:
@@ -145,31 +152,45 @@ class Calls:
             self._fail(call, error)
 
     def _resolve(self, call: Call) -> None:
-        call.servable = self.front.resolve(call.model, call.version, call.label)
-        self.front.check_room(call.servable)
+        front = self.front
+        call.servable = servable = front.resolve(call.model, call.version, call.label)
+        front.executor.check_room(servable)
 
     def _submit(self, call: Call, queries: Sequence[Query]) -> None:
-        call.queried, call.missing = queries, len(queries)
-        call.results = [()] * len(queries)
+        call.queried = queries
         call.parsed_ns = time.monotonic_ns()
-        call.entries = entries = []
-        context = call.context
+        servable, context, predict = call.servable, call.context, self.front.predict
+        if len(queries) == 1:
+            reply = partial(self._result, call)
+            call.entries = (predict(servable, queries[0], reply, context.start_ns, context.timeout_ns),)
+            return
+        call.missing, call.entries, call.results = len(queries), [], [()] * len(queries)
         for index, query in enumerate(queries):
-            reply = partial(self._result, call, index)
-            entries.append(
-                self.front.predict(call.servable, query, reply, context.start_ns, context.timeout_ns)
-            )
+            reply = partial(self._one_of_several, call, index)
+            call.entries.append(predict(servable, query, reply, context.start_ns, context.timeout_ns))
 
-    def _result(self, call: Call, index: int, result: Sequence[Array] | MserveError) -> None:
+    def _one_of_several(self, call: Call, index: int, result: Sequence[Array] | MserveError) -> None:
         """One query's outputs, or its error, which is then the whole call's."""
+        if isinstance(result, MserveError):
+            self._result(call, result)
+            return
+        call.results[index] = result  # type: ignore[index]
+        call.missing -= 1
+        if not call.missing:
+            self._answer(call)
+
+    def _result(self, call: Call, result: Sequence[Array] | MserveError) -> None:
+        """The outputs of a call's only query, or an error."""
         if call.done:
             return
         if isinstance(result, MserveError):
             self._fail(call, result)
             return
-        call.results[index] = result
-        call.missing -= 1
-        if call.missing:
+        call.results = (result,)
+        self._answer(call)
+
+    def _answer(self, call: Call) -> None:
+        if call.done:
             return
         if _size(call.results) > LOOP_BYTES:
             self.spawn(self._encode_slowly(call))
@@ -179,7 +200,8 @@ class Calls:
         except Exception as error:
             self._fail(call, error)
         else:
-            self._finish(call, answer, None)
+            self._end(call, None)
+            call.reply(answer)
 
     async def _encode_slowly(self, call: Call) -> None:
         try:
@@ -213,6 +235,8 @@ class Calls:
         now = time.monotonic_ns()
         try:
             self.metrics.observe(call, error, now)
+            if self.recorder is not None and call.context.request_id:
+                self.recorder(call, error, now)
             for observer in self.observers:
                 observer(call, error, now)
         except Exception:  # the answer goes out, whatever is wrong with counting it

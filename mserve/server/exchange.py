@@ -19,17 +19,28 @@ class Exchange(Request):
     response: Response | None = None
     cancel: Cancel | None = None
     dropped = False
+    _held: Held | None = None
 
     def __init__(self, peers: Peers, head: Head, body: bytes | bytearray, now_ns: int, client: str) -> None:
-        super().__init__(head, body, now_ns, client)
+        self.head = head
+        self.body = body
+        self.start_ns = now_ns
+        self.client = client
         self._peers = peers
-        self._size = len(body)
-        peers.received += self._size
-        self._held = Held(peers) if b"content-encoding" in head.headers else None
+        self._size = size = len(body)
+        peers.received += size
+        if head.coded:
+            self._held = Held(peers)
 
     def charge(self, size: int) -> None:
         if self._held is not None:
             self._held.take(size)
+
+    def encoded(self, *, keep_alive: bool) -> bytes:
+        """Its answer's bytes on the wire."""
+        assert self.response is not None
+        only_head = self.head.method == "HEAD"
+        return self.response.encode(keep_alive=keep_alive, head_only=only_head, echo=self.echo)
 
     def release(self) -> None:
         """It is answered, or never will be: its bytes do not count any more."""

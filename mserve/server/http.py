@@ -18,13 +18,7 @@ from functools import partial
 
 import httptools
 
-from ..errors import (
-    HeadersTooLarge,
-    MserveError,
-    PayloadTooLarge,
-    RequestError,
-    Unavailable,
-)
+from ..errors import HeadersTooLarge, MserveError, PayloadTooLarge, RequestError, Unavailable
 from ..wire.http1 import (
     MEMO_HEAD_BYTES,
     REQUEST_ID,
@@ -294,12 +288,23 @@ class Connection(asyncio.Protocol):
             return
         exchange.response = response
         exchange.release()
+        alone = len(self._pending) == 1 and exchange.head.keep_alive
+        if alone and self._draining_since is None and not self._closing:
+            self._pending.popleft()
+            self._transport.write(exchange.encoded(keep_alive=True))
+            if self._parked or self._paused:
+                self._dispatch()
+            return
+        self._answer_in_order()
+
+    def _answer_in_order(self) -> None:
+        """Write what is answered up to the first request that is not; close where that was the last."""
+        assert self._transport is not None
         ready, over = [], False
-        while self._pending and (answer := self._pending[0].response) is not None:
+        while self._pending and self._pending[0].response is not None:
             first = self._pending.popleft()
             keep = first.head.keep_alive and (self._draining_since is None or bool(self._pending))
-            only_head = first.head.method == "HEAD"
-            ready.append(answer.encode(keep_alive=keep, head_only=only_head, echo=first.echo))
+            ready.append(first.encoded(keep_alive=keep))
             if not keep:
                 self._closing = over = True
                 break

@@ -115,7 +115,9 @@ class Identity:
 
     def lines(self) -> bytes:
         """The same, as lines of an HTTP head."""
-        return "".join([f"{name}: {value}\r\n" for name, value in self.headers()]).encode()
+        first = f"x-request-id: {self.request_id}\r\n" if self.request_id else ""
+        second = f"traceparent: {self.traceparent}\r\n" if self.traceparent else ""
+        return (first + second).encode()
 
 
 def identity(request_id: str, traceparent: str) -> Identity:

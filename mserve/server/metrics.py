@@ -139,8 +139,9 @@ class Metrics:
     def observe(self, call: Call, error: MserveError | None, now_ns: int) -> None:
         """Count a call that was answered, or whose client has left."""
         servable = getattr(call, "servable", None)
-        version = servable.version if servable else 0
-        counts = self._latest.get((call.model, version, call.signature, call.protocol))
+        version, queried = servable.version if servable else 0, call.queried
+        key = (call.model, version, queried[0].signature if queried else "", call.protocol)
+        counts = self._latest.get(key)
         if counts is None:
             counts = self._counts(call, version)
         code = call.code(error)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
@@ -106,10 +106,10 @@ class OipRest:
         if request.method != expected:
             raise MethodNotAllowed("the page answers another method", expected=expected, found=request.method)
         if route.page == "infer":
-            call = Infer(request, reply, self._limits.body_max)
-            call.model = route.model
-            call.version, call.label = oip.version_of(route.version)
-            return self._calls.begin(call, len(request.body))
+            header = request.headers.get(_HEADER)
+            begin = partial(self._infer, route.model, oip.version_of(route.version), header)
+            request.head.begin = begin
+            return begin(request, reply)
         if route.page in ("load", "unload"):
             self._calls.spawn(self._administer(route, request, reply))
         elif route.page == "/v2/repository/index":
@@ -117,6 +117,19 @@ class OipRest:
         else:
             reply(self._answers[route.page](route))
         return None
+
+    def _infer(
+        self,
+        model: str,
+        version: tuple[int | None, str | None],
+        header: bytes | None,
+        request: Request,
+        reply: Reply,
+    ) -> Cancel:
+        call = Infer(request, reply, self._limits.body_max)
+        call.model, call.header = model, header
+        call.version, call.label = version
+        return self._calls.begin(call, len(request.body))
 
     def _ready(self, _: Route) -> Response:
         missing = self._oip.unready()
@@ -154,15 +167,20 @@ class Infer(RestCall):
 
     protocol = "oip-rest"
 
+    header: bytes | None = None
     _plan: Plan | None = None
 
     def parse(self) -> None:
-        body, header = self.body(), self.request.headers.get(_HEADER)
+        header = self.header
+        self._body = body = self.body()
         if header is not None:
-            length = oip_json.header_length(header, len(body))
-            self._plan = self.servable.plans.find(body, length)
-        self._body, self._header = body, header
-        self._message = self._plan.message if self._plan else oip_json.parse(body, header)
+            plan = self.servable.plans.find(body, oip_json.header_length(header, len(body)))
+            if plan is not None:
+                self._plan, self._message = plan, plan.message
+                if plan.timed:
+                    oip.prepare(self, plan.message)
+                return
+        self._message = oip_json.parse(body, header)
         oip.prepare(self, self._message)
 
     def queries(self) -> Sequence[Query]:
@@ -171,8 +189,8 @@ class Infer(RestCall):
             inputs = plan.inputs(self._body, len(self._body) - plan.size)
             return (Query(plan.signature, inputs, plan.rows),)
         query = oip.query(self._message, self.servable)
-        if self._header:
-            length, signature = int(self._header), self.servable.signatures[query.signature]
+        if self.header:
+            length, signature = int(self.header), self.servable.signatures[query.signature]
             self.servable.plans.learn(self._body, length, self._message, query.signature, signature)
         return (query,)
 
@@ -180,7 +198,7 @@ class Infer(RestCall):
         outputs, plan = results[0], self._plan
         if plan is not None and (known := plan.heads.get(shapes_of(outputs))):
             raw = [outputs[place].tobytes() for place in plan.places]
-            return self.respond(b"".join((known[0], *raw)), oip_json.BINARY, (oip_json.HEADER, known[1]))
+            return self.respond(b"".join((known[0], *raw)), oip_json.BINARY, known[1])
         head = {"model_name": self.model, "model_version": str(self.servable.version)}
         if self._message.id is not None:
             head["id"] = self._message.id
@@ -190,4 +208,4 @@ class Infer(RestCall):
             return self.respond(body, JSON)
         if plan is not None:
             plan.keep_head(shapes_of(outputs), body[:length])
-        return self.respond(body, oip_json.BINARY, (oip_json.HEADER, str(length)))
+        return self.respond(body, oip_json.BINARY, str(length))

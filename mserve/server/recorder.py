@@ -8,9 +8,9 @@ somebody asks.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..batching.batcher import Batch
 from ..errors import MserveError
@@ -59,21 +59,28 @@ class Run:
         } | ({"error": self.error} if self.error else {})
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """A request that was answered, or whose client has left. `batches` are those it was in, by query."""
+class Answered(NamedTuple):
+    """A request that was answered, or whose client has left: its call's facts, and its entries' runs.
 
-    request_id: str
+    A run is when it started and ended, its rows, and the number of its batch.
+    """
+
     model: str
     version: int
     signature: str
     protocol: str
     code: str
     error: str
-    times: tuple[int, ...]
-    rows: int
-    batches: tuple[int, ...]
     servable: int
+    start_ns: int
+    parsed_ns: int
+    end_ns: int
+    runs: tuple[tuple[int, int, int, int], ...]
+
+    def times(self) -> list[int]:
+        """When it arrived, was parsed, started to run, had run, and was answered; as far as it got."""
+        ran = [max(run[0] for run in self.runs), max(run[1] for run in self.runs)] if self.runs else []
+        return [self.start_ns, self.parsed_ns, *ran, self.end_ns]
 
 
 class Recorder:
@@ -107,29 +114,24 @@ class Recorder:
         )
 
     def on_call(self, call: Call, error: MserveError | None, now_ns: int) -> None:
-        """A call is over; one without an id cannot be asked for."""
+        """A call that has an id is over."""
         request_id = call.context.request_id
-        if not request_id:
-            return
         self._answered.pop(request_id, None)  # the last one of an id counts, and is the youngest
         if len(self._answered) >= REQUESTS:
             del self._answered[next(iter(self._answered))]
-        servable, entries = getattr(call, "servable", None), call.entries
-        times = [call.context.start_ns, call.parsed_ns]
-        if entries:
-            times += [max(e.started_ns for e in entries), max(e.ended_ns for e in entries)]
+        servable, context = getattr(call, "servable", None), call.context
         self._answered[request_id] = Answered(
-            request_id,
             call.model,
             servable.version if servable else 0,
             call.signature,
             call.protocol,
             call.code(error),
             "" if error is None else error.what,
-            (*times, now_ns),
-            sum(e.rows for e in entries),
-            tuple([e.batch for e in entries]),
             id(servable),
+            context.start_ns,
+            call.parsed_ns,
+            now_ns,
+            tuple([(e.started_ns, e.ended_ns, e.rows, e.batch) for e in call.entries]),
         )
 
     def explain(self, request_id: str) -> dict[str, Any] | None:
@@ -144,9 +146,9 @@ class Recorder:
             "signature": known.signature,
             "protocol": known.protocol,
             "code": known.code,
-            "rows": known.rows,
-            "ms": _phases(known.times),
-            "batches": [self._runs[n].to_json() for n in known.batches if n in self._runs],
+            "rows": sum(run[2] for run in known.runs),
+            "ms": _phases(known.times()),
+            "batches": [self._runs[n].to_json() for *_, n in known.runs if n in self._runs],
             "ran_meanwhile": self._meanwhile(known),
         }
         return page | ({"error": known.error} if known.error else {})
@@ -157,19 +159,20 @@ class Recorder:
 
     def _meanwhile(self, known: Answered) -> dict[str, int]:
         """How many batches of its own and of other versions ran while a request waited."""
-        if len(known.times) < 5:
+        if not known.runs:
             return {}
-        arrived, started = known.times[1], known.times[2]
+        _, arrived, started, *_ = known.times()
+        own_runs = {number for *_, number in known.runs}
         runs = [
             run
             for run in self._runs.values()
-            if run.ended_ns > arrived and run.started_ns < started and run.number not in known.batches
+            if run.ended_ns > arrived and run.started_ns < started and run.number not in own_runs
         ]
         own = sum(run.servable == known.servable for run in runs)
         return {"same_version": own, "others": len(runs) - own}
 
 
-def _phases(times: tuple[int, ...]) -> dict[str, float]:
+def _phases(times: Sequence[int]) -> dict[str, float]:
     """Milliseconds in each part of a request's time, as far as it got; `total` in all."""
     start, parsed, *run, end = times
     phases = {"total": (end - start) / 1e6}

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 from ..errors import MserveError, RequestError, UnsupportedEncoding
-from ..wire.http1 import JSON, Request, Response
+from ..wire.http1 import JSON, TIMEOUT_HEADERS, Request, Response, answer_head
 from ..wire.inflate import WINDOWS, deflate, inflate
 from .calls import Call
 from .exchange import Reply, error_response
 
 VERSION_HEADER = "mserve-model-version"
-TIMEOUT_HEADER = b"mserve-timeout-ms"
-# Envoy and Istio tell how long they will wait by this one.
-_TIMEOUT_HEADERS = (TIMEOUT_HEADER, b"x-envoy-expected-rq-timeout-ms")
+# Source: Triton's extension for binary tensor data.
+JSON_BYTES_HEADER = "Inference-Header-Content-Length"
 # A smaller answer is not worth the time that compressing takes.
 COMPRESS_BYTES = 4 << 10
 
@@ -25,7 +25,7 @@ def context_of(request: Request) -> Request:
 
 
 def _timeout_ns(headers: Mapping[bytes, bytes]) -> int:
-    for name in _TIMEOUT_HEADERS:
+    for name in TIMEOUT_HEADERS:
         value = headers.get(name)
         if value is None:
             continue
@@ -60,30 +60,48 @@ class RestCall(Call):
     """A call that came over HTTP and is answered with a Response."""
 
     def __init__(self, request: Request, reply: Reply, limit: int) -> None:
-        super().__init__(context_of(request), reply)
-        self.request = request
+        self.context = self.request = request
+        self.reply = reply
         self._limit = limit
-        self.slow = b"content-encoding" in request.headers
+        head = request.head
+        if head.timed:
+            context_of(request)
+        if head.coded:
+            self.slow = True
 
     def body(self) -> bytes | bytearray:
         """The request's body, decoded. Raises RequestError."""
-        return content(self.request, self._limit)
+        request = self.request
+        return content(request, self._limit) if request.head.coded else request.body
 
-    def respond(self, body: bytes, content_type: str = JSON, *headers: tuple[str, str]) -> Response:
-        """A good answer, compressed where that is worth its while and the client takes it."""
-        headers = ((VERSION_HEADER, str(self.servable.version)), *headers)
-        encoding = _accepted(self.request.headers.get(b"accept-encoding", b""))
-        if len(body) < COMPRESS_BYTES or not encoding:
-            return Response(200, body, content_type, headers)
-        return Response(
-            200, deflate(body, encoding), content_type, (*headers, ("Content-Encoding", encoding.decode()))
-        )
+    def respond(self, body: bytes, content_type: str = JSON, json_bytes: str = "") -> Response:
+        """A good answer, compressed where that is worth its while and the client takes it.
+
+        `json_bytes` is how many bytes of a binary answer are JSON.
+        """
+        headers, head = _good(self.servable.version, content_type, json_bytes)
+        if len(body) < COMPRESS_BYTES or not (encoding := self._accepted()):
+            return Response(200, body, content_type, headers, head)
+        headers = (*headers, ("Content-Encoding", encoding.decode()))
+        return Response(200, deflate(body, encoding), content_type, headers)
+
+    def _accepted(self) -> bytes:
+        return _accepted(self.request.headers.get(b"accept-encoding", b""))
 
     def refuse(self, error: MserveError) -> Response:
         return error_response(error)
 
     def code(self, error: MserveError | None) -> str:
         return str(error.http_status) if error else "200"
+
+
+@lru_cache(maxsize=1024)
+def _good(version: int, content_type: str, json_bytes: str) -> tuple[tuple[tuple[str, str], ...], bytes]:
+    """The headers of a good answer, and what its head begins with."""
+    headers: tuple[tuple[str, str], ...] = ((VERSION_HEADER, str(version)),)
+    if json_bytes:
+        headers += ((JSON_BYTES_HEADER, json_bytes),)
+    return headers, answer_head(200, content_type, headers)
 
 
 def _accepted(header: bytes) -> bytes:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import ClassVar, NamedTuple
 from urllib.parse import unquote
 
@@ -99,7 +99,9 @@ class TfsRest:
                 f"the {what} answers another method", expected=allowed, found=request.method
             )
         if route.verb:
-            return self._infer(route, request, reply)
+            begin = partial(self._infer, route)
+            request.head.begin = begin
+            return begin(request, reply)
         reply(self._page(route))
         return None
 

@@ -44,7 +44,7 @@ class Worker(Server):
         set_level(config.log)
 
     def handle(self, request: Request, reply: Reply) -> Cancel | None:
-        if _is_own(request.target):
+        if request.head.begin is not None or _is_own(request.target):
             return super().handle(request, reply)
         head = {
             "do": "http",

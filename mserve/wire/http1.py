@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from http import HTTPStatus
+from typing import Any
 
 import orjson
 
@@ -28,6 +29,9 @@ MEMO_HEADS = 4
 MEMO_HEAD_BYTES = 4 << 10
 REQUEST_ID = b"x-request-id"
 TRACEPARENT = b"traceparent"
+TIMEOUT_HEADER = b"mserve-timeout-ms"
+# Envoy and Istio tell how long they will wait by this one.
+TIMEOUT_HEADERS = (TIMEOUT_HEADER, b"x-envoy-expected-rq-timeout-ms")
 _CUT = (REQUEST_ID, TRACEPARENT)
 _UNUSUAL = (b"transfer-encoding", b"expect", b"upgrade")
 
@@ -35,7 +39,9 @@ _UNUSUAL = (b"transfer-encoding", b"expect", b"upgrade")
 @dataclass(slots=True)
 class Head:
     """What the head of a request says. Header names are lower case; of a doubled header the last
-    value stands (a doubled Authorization does not get here). `length` is that of the body.
+    value stands (a doubled Authorization does not get here). `length` is that of the body;
+    `coded` and `timed` tell whether it has a Content-Encoding, and how long the client waits.
+    `begin` is what the server does with such a request, once that is known.
     """
 
     method: str
@@ -44,11 +50,16 @@ class Head:
     keep_alive: bool = True
     path: bytes = b""
     length: int = 0
+    coded: bool = False
+    timed: bool = False
+    begin: Any = None
 
     def __post_init__(self) -> None:
         self.path = self.target.split(b"?", 1)[0]
         length = self.headers.get(b"content-length", b"")
         self.length = int(length) if length.isdigit() else 0
+        self.coded = b"content-encoding" in self.headers
+        self.timed = any(name in self.headers for name in TIMEOUT_HEADERS)
 
 
 class HeadMemo:
@@ -154,22 +165,34 @@ class Request(Context):
 
 @dataclass(slots=True)
 class Response:
-    """One response; `headers` come in addition to Content-Type and Content-Length."""
+    """One response; `headers` come in addition to Content-Type and Content-Length.
+
+    `head` is what `answer_head` makes of all that, for who keeps it; b"" where nobody did.
+    """
 
     status: int
     body: bytes
     content_type: str = JSON
     headers: tuple[tuple[str, str], ...] = field(default=())
+    head: bytes = b""
 
     def encode(self, *, keep_alive: bool, head_only: bool = False, echo: bytes = b"") -> bytes:
         """The bytes on the wire, with `echo` as further header lines; the answer to HEAD has no body."""
-        head = _head(self.status, self.content_type, self.headers, keep_alive)
-        body = b"" if head_only else self.body
-        return b"%bContent-Length: %d\r\n%b\r\n%b" % (head, len(self.body), echo, body)
+        head = keep_alive and self.head
+        if not head:
+            head = answer_head(self.status, self.content_type, self.headers, keep_alive)
+        return b"%bContent-Length: %d\r\n%b\r\n%b" % (
+            head,
+            len(self.body),
+            echo,
+            b"" if head_only else self.body,
+        )
 
 
 @lru_cache(maxsize=1024)
-def _head(status: int, content_type: str, headers: tuple[tuple[str, str], ...], keep_alive: bool) -> bytes:
+def answer_head(
+    status: int, content_type: str, headers: tuple[tuple[str, str], ...], keep_alive: bool = True
+) -> bytes:
     """What an answer's head begins with; few differ, so they are kept."""
     extra = "".join(f"{name}: {value}\r\n" for name, value in headers)
     close = "" if keep_alive else "Connection: close\r\n"

@@ -30,8 +30,8 @@ class Plan:
     `parts` are the inputs: alias, numpy dtype, elements, where they begin behind the JSON,
     shape; `size` is how many bytes they have in all. `places` says which outputs of the
     signature are answered, where all of these are raw numbers; otherwise it is empty.
-    `heads` are the JSON parts of such answers, by the shapes of all outputs, each with its
-    length as text.
+    `timed` tells whether the request has a timeout. `heads` are the JSON parts of such
+    answers, by the shapes of all outputs, each with its length as text.
     """
 
     message: InferRequest
@@ -40,6 +40,7 @@ class Plan:
     parts: Sequence[tuple[str, Any, int, int, tuple[int, ...]]]
     size: int
     places: Sequence[int]
+    timed: bool
     heads: dict[Shapes, tuple[bytes, str]] = field(default_factory=dict)
 
     def inputs(self, body: Buffer, start: int) -> dict[str, Array]:
@@ -47,8 +48,8 @@ class Plan:
         import numpy as np
 
         arrays: dict[str, Array] = {}
-        for alias, dtype, count, offset, shape in self.parts:
-            array = np.frombuffer(body, dtype, count, start + offset).reshape(shape)
+        for alias, dtype, _, offset, shape in self.parts:
+            array: Array = np.ndarray(shape, dtype, body, start + offset)
             arrays[alias] = array if array.flags.aligned else array.copy()
         return arrays
 
@@ -125,7 +126,8 @@ def _plan(message: InferRequest, name: str, signature: Signature) -> Plan | None
         parts.append((given.name, numpy, len(given.raw) // numpy.itemsize, size, given.shape))
         size += len(given.raw)
     bare = replace(message, inputs=[replace(given, raw=None) for given in message.inputs])
-    return Plan(bare, name, 0, parts, size, _places(message.wanted(signature), signature))
+    places = _places(message.wanted(signature), signature)
+    return Plan(bare, name, 0, parts, size, places, message.timeout_ns > 0)
 
 
 def _places(wanted: Sequence[Wanted], signature: Signature) -> Sequence[int]:
