@@ -73,10 +73,6 @@ class Front:
             raise Unavailable(f"model {name!r} has no version that can answer", found=model.why_unavailable())
         return model.default
 
-    def check_room(self, servable: Servable) -> None:
-        """Refuse a request early, before anything is spent on it. Raises Overloaded."""
-        self.executor.check_room(servable)
-
     def predict(
         self, servable: Servable, query: Query, reply: Reply, start_ns: int = 0, timeout_ns: int = 0
     ) -> Entry:

@@ -34,6 +34,8 @@ log = logging.getLogger("mserve")
 
 # What is larger is parsed and encoded on a thread.
 LOOP_BYTES = 256 << 10
+# What is smaller is sooner read than refused.
+READ_BYTES = 4 << 10
 
 
 class Call(ABC):
@@ -107,12 +109,14 @@ class Calls:
             self.spawn(self._begin_slowly(call))
         else:
             try:
-                if call.model:  # the address says it: a full queue need not read the body
-                    self._resolve(call)
+                if call.model:  # the address says it, and what is known of the version may help
+                    call.servable = self.front.resolve(call.model, call.version, call.label)
+                    if size > READ_BYTES:  # a full queue need not read the body
+                        self.front.executor.check_room(call.servable)
                     call.parse()
                 else:
                     call.parse()
-                    self._resolve(call)
+                    call.servable = self.front.resolve(call.model, call.version, call.label)
                 self._submit(call, call.queries())
             except Exception as error:
                 self._fail(call, error)
@@ -152,9 +156,8 @@ class Calls:
             self._fail(call, error)
 
     def _resolve(self, call: Call) -> None:
-        front = self.front
-        call.servable = servable = front.resolve(call.model, call.version, call.label)
-        front.executor.check_room(servable)
+        call.servable = self.front.resolve(call.model, call.version, call.label)
+        self.front.executor.check_room(call.servable)
 
     def _submit(self, call: Call, queries: Sequence[Query]) -> None:
         call.queried = queries
