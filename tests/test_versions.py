@@ -44,7 +44,7 @@ def store(tmp_path: Path) -> Path:
     return tmp_path / "m"
 
 
-def run(configs: list[ModelConfig], work: Work, opener: Callable[[Path], Servable] = load) -> None:
+def run(configs: list[ModelConfig], work: Work, opener: Callable[[Path, str], Servable] = load) -> None:
     """Look after the models while `work` is done."""
 
     async def main() -> None:
@@ -140,7 +140,7 @@ def test_a_pinned_version_that_is_absent_is_not_replaced_by_another(store: Path)
 def test_a_broken_version_is_tried_once_and_again_when_its_files_change(store: Path) -> None:
     tries: list[Path] = []
 
-    def opener(path: Path) -> Servable:
+    def opener(path: Path, device: str) -> Servable:
         if path.name == "00000003":
             tries.append(path)
             if len(tries) == 1:
@@ -165,7 +165,7 @@ def test_what_may_go_away_is_tried_again_later_and_later(
     monkeypatch.setattr(reconciler, "RETRY_FIRST_NS", 20_000_000)
     times: list[float] = []
 
-    def opener(path: Path) -> Servable:
+    def opener(path: Path, device: str) -> Servable:
         if path.name == "00000003" and len(times) < 3:
             times.append(time.monotonic())
             raise MemoryError("not enough memory")
@@ -183,7 +183,7 @@ def test_unload_first_never_holds_two_versions(store: Path) -> None:
     loaded: list[Servable] = []
     most = 0
 
-    def opener(path: Path) -> Servable:
+    def opener(path: Path, device: str) -> Servable:
         nonlocal most
         alive = [s for s in loaded if s._sessions]
         most = max(most, len(alive) + 1)
@@ -257,11 +257,11 @@ def test_another_base_path_takes_over_without_a_gap(store: Path, tmp_path: Path)
     run([config(store)], work)
 
 
-def slow_opener(*slow: Path) -> tuple[Callable[[Path], Servable], threading.Event]:
+def slow_opener(*slow: Path) -> tuple[Callable[[Path, str], Servable], threading.Event]:
     """A loader that keeps some versions waiting until the event is set."""
     go = threading.Event()
 
-    def opener(path: Path) -> Servable:
+    def opener(path: Path, device: str) -> Servable:
         if path in slow:
             assert go.wait(20)
         return load(path)

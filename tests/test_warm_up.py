@@ -192,7 +192,7 @@ def test_memory_that_is_short_is_waited_for(tmp_path: Path) -> None:
     version = mserve.export(builders.constant(1), tmp_path / "m").path
     tries: list[Path] = []
 
-    def opener(path: Path) -> servables.Servable:
+    def opener(path: Path, device: str) -> servables.Servable:
         tries.append(path)
         if len(tries) == 1:
             raise MemoryError

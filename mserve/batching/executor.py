@@ -304,7 +304,7 @@ def _timed_run(batch: Batch) -> tuple[Outputs, Exception | None, int]:
     count its waits, for the interpreter or for a CPU, and on a busy machine no model would
     look short enough to be run on the loop.
     """
-    clock = time.perf_counter_ns if batch.entries[0].servable.threads > 1 else time.thread_time_ns
+    clock = time.thread_time_ns if batch.entries[0].servable.in_thread else time.perf_counter_ns
     start = clock()
     try:
         return run_batch(batch), None, clock() - start

@@ -18,6 +18,7 @@ from ..front import Front, Query
 from ..loader.plan import ModelConfig
 from ..loader.reconciler import Model
 from ..loader.servable import Servable, load
+from ..runtime.devices import CPU
 from ..runtime.ort import cpu_budget
 from ..tensors import Array, Signature, check_inputs
 from ..wire import tfs_json
@@ -33,7 +34,7 @@ def open_bundle_target(path: Path, ask: Ask) -> Target:
     Raises what `load` and `bundle_request` raise.
     """
     open_bundle(path)
-    servable = load(path)
+    servable = load(path, ask.device or CPU)
     return InProcess(servable, *bundle_request(servable, ask))
 
 

@@ -18,6 +18,8 @@ def open_target(target: str, ask: Ask) -> Target:
     RequestError.
     """
     if re.match(r"https?://", target):
+        if ask.device:
+            raise UsageError("--device is for a bundle", hint="a server has its own: mserve serve --device")
         from .tfs_target import open_url
 
         return open_url(target, ask)

@@ -16,12 +16,13 @@ from .server_view import Counters
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What the command line says about the request: all optional."""
+    """What the command line says about the request, and about where a bundle runs: all optional."""
 
     model: str = ""
     signature: str = ""
     rows: int = 1
     inputs: Path | None = None
+    device: str = ""
 
 
 class Target(Protocol):

@@ -50,6 +50,9 @@ def command(
     ] = None,
     model: Annotated[str, typer.Option(help="Which model of a server with several.")] = "",
     signature: Annotated[str, typer.Option(help="Which signature; default: serving_default.")] = "",
+    device: Annotated[
+        str, typer.Option(help="Where a bundle runs: cpu, auto, or CUDA devices: cuda:0,cuda:1.")
+    ] = "",
     rows: Annotated[int | None, typer.Option(help="Rows of each request (1).", min=1, max=1_000_000)] = None,
     seed: Annotated[int, typer.Option(help="Seed of the arrivals.", min=0)] = 1,
     timeout: Annotated[
@@ -83,7 +86,7 @@ def command(
     )
     session.check(load, rates)
     stamp = environment.stamp(sys.argv[1:])
-    opened = open_target(target, Ask(model, signature, rows or 1, inputs))
+    opened = open_target(target, Ask(model, signature, rows or 1, inputs, device))
     work = session.Session(opened, load, objectives, _output.note)
     result = session.run(work.search() if searching else work.sweep(rates) if rates else work.closed())
     if as_json:

@@ -19,6 +19,7 @@ def command(
         str, typer.Option(help="An npz file, a JSON request, or - for JSON on standard input.")
     ],
     signature: Annotated[str, typer.Option(help="Which signature; default: serving_default.")] = "",
+    device: Annotated[str, typer.Option(help="Where: cpu, auto, or a CUDA device: cuda:0.")] = "cpu",
     output: Annotated[Path | None, typer.Option(help="Write the outputs to this npz file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -30,7 +31,7 @@ def command(
     from ..runtime.engines import RUN_S
     from ..wire import tfs_json
 
-    servable = load(bundle)
+    servable = load(bundle, device)
     name, spec = servable.signature(signature)
     rows = False
     if inputs.endswith(".npz"):

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import MserveError
+from ..runtime.devices import CPU
 from .servable import NEXT, Batching, Servable, State
 from .source import Candidate, Fingerprint
 
@@ -38,7 +39,8 @@ class ModelConfig:
     """One model: its name, where its versions lie, which of them serve, and what they are called.
 
     A label is another name for a version; the label `default` answers requests that
-    name neither version nor label. `batching` overrides the server's.
+    name neither version nor label. `batching` overrides the server's. `device` is where versions
+    run that are loaded from now on, as `--device` says it.
     """
 
     name: str
@@ -47,6 +49,7 @@ class ModelConfig:
     labels: Mapping[str, int] = field(default_factory=dict)
     unload_first: bool = False
     batching: Batching | None = None
+    device: str = CPU
 
 
 @dataclass(slots=True)

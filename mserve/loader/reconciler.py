@@ -44,11 +44,11 @@ class Reconciler:
         self,
         models: Iterable[ModelConfig],
         *,
-        opener: Callable[[Path], Servable] = load,
+        opener: Callable[[Path, str], Servable] = load,
         poll_s: float = POLL_S,
         published: Callable[[], None] = lambda: None,
     ) -> None:
-        """`opener` runs on a thread; `published()` is called when what answers has changed."""
+        """`opener(path, device)` runs on a thread; `published()` is called when what answers has changed."""
         self.models = {config.name: Model(config) for config in models}
         self.poll_s = poll_s
         self._open = opener
@@ -234,9 +234,10 @@ class Reconciler:
         model.wake.set()
 
     async def _load(self, model: Model, slot: Slot) -> None:
-        name, start = model.config.name, time.monotonic_ns()
+        name, device, start = model.config.name, model.config.device, time.monotonic_ns()
+        loop = asyncio.get_running_loop()
         try:
-            servable = await asyncio.get_running_loop().run_in_executor(self._loaders, self._open, slot.path)
+            servable = await loop.run_in_executor(self._loaders, self._open, slot.path, device)
         except MserveError as error:
             self._failed(model, slot, error)
         except MemoryError as error:

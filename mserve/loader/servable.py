@@ -24,8 +24,10 @@ from ..files import read_text
 from ..format import Bundle, open_bundle
 from ..format.golden import Golden, unpack
 from ..format.locks import Lock, acquire
+from ..runtime.devices import CPU, resolve
 from ..runtime.engines import Engine, open_engines, time_limit
 from ..runtime.ort import threads_max
+from ..runtime.spread import apart
 from ..tensors import DEFAULT_SIGNATURE, Array, Signature, check_inputs, plain_text
 from ..wire.oip_plan import Plans
 from .cache import local_copy
@@ -147,7 +149,8 @@ class Servable:
         graph = bundle.graph
         steady = not graph.functions and not COSTS_BY_VALUE.intersection(graph.operators)
         self.private_memory = all(s.private for s in sessions.values())
-        self.predictable = self.private_memory and steady
+        self.on_cpu = all(s.on_cpu for s in sessions.values())
+        self.predictable = self.on_cpu and self.private_memory and steady
         self._lock: Lock | None = None
         self._labels: Mapping[str, Sequence[str]] = {}
         self._sessions = sessions
@@ -160,6 +163,11 @@ class Servable:
     def threads(self) -> int:
         """How many threads a run uses; 0 where that cannot be chosen."""
         return max((engine.threads for engine in self._sessions.values()), default=0)
+
+    @property
+    def in_thread(self) -> bool:
+        """Whether a run is the work of the thread that asks for it alone."""
+        return self.on_cpu and self.threads <= 1
 
     def signature(self, name: str = "") -> tuple[str, Signature]:
         """A signature by name; "" stands for `serving_default`, or the only one. Raises NotFound."""
@@ -249,6 +257,11 @@ class Servable:
                 raise ModelRefused("a label file cannot be read", where=where, found=error) from error
         self._labels = lines
 
+    def warm_up(self) -> None:
+        """Answer recorded requests on every device. Raises ModelRefused where the answers are others."""
+        for engines in apart(self._sessions):
+            warm_up(Servable(self.bundle, engines, self.golden))
+
     def settle_threads(self) -> None:
         """Give runs several threads where one alone is long at work; no run may be under way."""
         threads = threads_max()
@@ -271,19 +284,22 @@ class Servable:
         self._lock = lock
 
 
-def load(path: str | os.PathLike[str], *, prefetch: bool = False) -> Servable:
+def load(path: str | os.PathLike[str], device: str = CPU, *, prefetch: bool = False) -> Servable:
     """Open, load and warm up a bundle. Raises a BundleError; the caller closes the servable.
+
+    `device` says where it runs, as `--device` does; EnvironmentProblem where that is impossible.
 
     A bundle on a network file system is copied to this machine first, since a mapping
     would wait for the network, and end the process when the server goes away.
     `prefetch` reads large weights into memory before the version answers.
     """
+    cuda = resolve(device)
     bundle, lock = _opened(path)
-    servable = Servable(bundle, open_engines(bundle, prefetch=prefetch), _golden(bundle))
+    servable = Servable(bundle, open_engines(bundle, prefetch=prefetch, cuda=cuda), _golden(bundle))
     servable.hold(lock)
     try:
         servable.read_labels()
-        warm_up(servable)
+        servable.warm_up()
         servable.settle_threads()
     except BaseException:
         servable.close()

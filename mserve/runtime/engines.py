@@ -16,6 +16,7 @@ from ..format import Bundle
 from ..format.graph import Graph
 from ..tensors import Array, Signature
 from . import ort, table
+from .spread import spread
 from .weights import Weights, open_weights
 
 # One run of a model by a command: what takes longer mostly never ends, and nothing else can end it.
@@ -24,6 +25,10 @@ RUN_S = 300.0
 
 class Engine(Protocol):
     """What computes the outputs of a signature: a session of ONNX Runtime, or a table."""
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether a run is work of this machine's CPUs."""
 
     @property
     def private(self) -> bool:
@@ -43,24 +48,31 @@ class Engine(Protocol):
         """Compute the named tensors from the named inputs. Raises ExecutionFailed."""
 
 
-def open_engines(bundle: Bundle, *, prefetch: bool = False, threads: int = 0) -> Mapping[str, Engine]:
-    """Load a bundle on the CPU: an engine for each signature, all over the same memory.
+def open_engines(
+    bundle: Bundle, *, prefetch: bool = False, threads: int = 0, cuda: Sequence[int] = ()
+) -> Mapping[str, Engine]:
+    """Load a bundle: an engine for each signature, all over the same memory.
 
-    `prefetch` reads mapped weights into the page cache before anything else; `threads` is how
+    It runs on the given CUDA devices, or else on the CPU, where tables always are. `prefetch`
+    reads mapped weights into the page cache before anything else; `threads` is how
     many a run uses, 0 leaves it to the size of the weights. Raises
     ModelRefused, MetaGraphMalformed or FormatUnsupported when the graph cannot be run,
-    BundleIncomplete when a shard changes while it is opened, or is not the recorded one.
+    BundleIncomplete when a shard changes while it is opened, or is not the recorded one,
+    EnvironmentProblem when a device cannot be used.
     """
     weights = open_weights(bundle)
     if prefetch:
         weights.prefetch()
-    return engines_for(bundle.meta, bundle.graph, bundle.metagraph.signatures, weights, threads)
+    model, graph, signatures = bundle.meta, bundle.graph, bundle.metagraph.signatures
+    if not cuda or table.is_table(graph):
+        return engines_for(model, graph, signatures, weights, threads)
+    return spread({d: ort.sessions_for(model, graph, signatures, weights, cuda=d) for d in cuda})
 
 
 def engines_for(
     model: bytes, graph: Graph, signatures: Mapping[str, Signature], weights: Weights, threads: int = 0
 ) -> Mapping[str, Engine]:
-    """An engine for each signature of a serialised ModelProto, whose walk is `graph`.
+    """An engine on the CPU for each signature of a serialised ModelProto, whose walk is `graph`.
 
     Raises ModelRefused, MetaGraphMalformed, FormatUnsupported.
     """

@@ -20,13 +20,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ..errors import ExecutionFailed, InputsRefused, MetaGraphMalformed, ModelRefused
 from ..format.graph import Graph
 from ..format.prune import Parts
 from ..tensors import DTYPES, SHORT_TYPES, Array, DType, Signature
 from ..wire import protobuf
+from .devices import unusable
+from .providers import CUDA
 from .weights import Weights
 
 # Weights that every run reads, from which on a run is surely long.
@@ -66,6 +68,8 @@ class Session:
     threads: int
     _short: bool = False
 
+    on_cpu: ClassVar[bool] = True
+
     @property
     def private(self) -> bool:
         """Whether the weights lie in private memory, so that a run cannot wait for the disk."""
@@ -96,13 +100,20 @@ class Session:
 
 
 def sessions_for(
-    model: bytes, graph: Graph, signatures: Mapping[str, Signature], weights: Weights, threads: int = 0
+    model: bytes,
+    graph: Graph,
+    signatures: Mapping[str, Signature],
+    weights: Weights,
+    threads: int = 0,
+    *,
+    cuda: int | None = None,
 ) -> dict[str, Session]:
     """A session for each signature of a serialised ModelProto, whose walk is `graph`.
 
     `threads` is how many a run uses; 0 leaves it to the size of the weights. Signatures whose
     outputs have the same ancestors share one session, and each session computes nothing that
-    its signatures do not ask for. Raises ModelRefused, MetaGraphMalformed.
+    its signatures do not ask for. `cuda` is a CUDA device, whose operators go before the CPU's.
+    Raises ModelRefused, MetaGraphMalformed, EnvironmentProblem where the device cannot be used.
     """
     nodes: dict[str, frozenset[int]] = {}
     outputs: dict[frozenset[int], set[str]] = {}
@@ -124,14 +135,18 @@ def sessions_for(
     if not threads:
         dense = sum(weight.length for weight in graph.weights if weight.name not in tables)
         threads = threads_max() if dense >= LONG_RUN_BYTES else 1
-    sessions = {group: _session(part, weights, threads) for group, part in models.items()}
+    sessions = {group: _session(part, weights, threads, cuda) for group, part in models.items()}
     return {name: sessions[group] for name, group in nodes.items()}
 
 
-def _session(model: bytes, weights: Weights, threads: int) -> Session:
+def _session(model: bytes, weights: Weights, threads: int, cuda: int | None) -> Session:
     """A session over one part of a graph."""
     import onnxruntime as ort
+    from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if cuda is not None:
+        providers.insert(0, (CUDA, {"device_id": cuda}))
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -147,17 +162,21 @@ def _session(model: bytes, weights: Weights, threads: int) -> Session:
         names, buffers = list(weights.buffers), list(weights.buffers.values())
         options.add_external_initializers_from_files_in_memory(names, buffers, [len(b) for b in buffers])
     try:
-        # Its fallback to the CPU provider, which is what was asked for, only prints noise.
-        session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        # Its fallback to the CPU provider is noise where that was asked for, and wrong where not.
+        session = ort.InferenceSession(model, options, providers=providers, enable_fallback=0)
     except MemoryError:  # not the model's fault, and it may pass
         raise
     except Exception as error:
+        if cuda is not None and isinstance(error, RuntimeException):  # the GPU's memory is full, say
+            raise unusable(cuda, _first_line(error)) from error
         raise ModelRefused(
             "ONNX Runtime does not accept the model",
             where=weights.where,
             found=_first_line(error),
             hint="onnxruntime.InferenceSession reports the same for the model file",
         ) from error
+    if cuda is not None and CUDA not in session.get_providers():
+        raise unusable(cuda, "ONNX Runtime left the CUDA provider out")
     ports = [*session.get_inputs(), *session.get_outputs()]
     return Session(session, weights, threads, any(port.type in _short_types() for port in ports))
 

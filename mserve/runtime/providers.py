@@ -7,9 +7,11 @@ needs others, a driver and a device. Only running something tells.
 from __future__ import annotations
 
 import ctypes
+import io
 import re
 import shutil
 import subprocess
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,11 +45,13 @@ def engine_facts() -> EngineFacts:
     return EngineFacts(str(ort.__version__), tuple(ort.get_available_providers()))
 
 
-def try_cuda() -> CudaTrial:
-    """Run a model of one node on the first GPU. Raises nothing that ONNX Runtime raises."""
+def try_cuda(device: int = 0) -> CudaTrial:
+    """Run a model of one node on a GPU. Raises OSError or TimeoutExpired, of `ldd`, and nothing else."""
     import numpy as np
     import onnxruntime as ort
 
+    with redirect_stdout(io.StringIO()):  # it prints what it does not find, which is told here
+        ort.preload_dlls(msvc=False)  # those that pip has installed lie where no loader looks
     folder = Path(ort.__file__).parent / "capi"
     missing = missing_libraries(folder / _CUDA_LIBRARY)
     if missing:
@@ -55,7 +59,8 @@ def try_cuda() -> CudaTrial:
     options = ort.SessionOptions()
     options.log_severity_level = 4
     try:
-        session = ort.InferenceSession(doubling(), options, providers=[CUDA], enable_fallback=0)
+        provider = (CUDA, {"device_id": device})
+        session = ort.InferenceSession(doubling(), options, providers=[provider], enable_fallback=0)
         if CUDA not in session.get_providers():
             return CudaTrial("ONNX Runtime left the CUDA provider out")
         found = session.run(["y"], {"x": np.ones(2, np.float32)})[0]

@@ -170,6 +170,7 @@ class Table:
     found: str
     weights: Weights
 
+    on_cpu: ClassVar[bool] = True
     threads: ClassVar[int] = 0
 
     @property

@@ -46,16 +46,16 @@ EXPLAIN = "/debug/requests/"
 OPEN_METHODS = ("grpc.health.v1.Health/", "inference.GRPCInferenceService/Server")
 
 
-Opener = Callable[[Path], Servable]
+Opener = Callable[[Path, str], Servable]
 Published = Callable[[], None]
 
 
 def model_configs(config: Config) -> list[ModelConfig]:
     """The models of a configuration as the reconciler takes them."""
-    return [_model_config(name, table, config.batching) for name, table in config.models.items()]
+    return [_model_config(name, table, config) for name, table in config.models.items()]
 
 
-def _model_config(name: str, table: ModelTable, batching: BatchingTable) -> ModelConfig:
+def _model_config(name: str, table: ModelTable, config: Config) -> ModelConfig:
     match table.versions:
         case "all":
             policy = Policy(0)
@@ -65,10 +65,11 @@ def _model_config(name: str, table: ModelTable, batching: BatchingTable) -> Mode
             policy = Policy(latest)
     override = None
     if table.batching != ModelBatching():
-        rows, delay_ms, allowed, preferred = table.batching.over(batching)
+        rows, delay_ms, allowed, preferred = table.batching.over(config.batching)
         override = Batching(rows, _ms(delay_ms), allowed=allowed, preferred=preferred)
     first = table.transition == "unload-first"
-    return ModelConfig(name, table.base_path, policy, table.labels, first, override)
+    device = table.device or config.server.device
+    return ModelConfig(name, table.base_path, policy, table.labels, first, override, device)
 
 
 def _limits(table: BatchingTable) -> Limits:

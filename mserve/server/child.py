@@ -7,7 +7,7 @@ control channel. Every other request goes over that channel to the parent, whose
 of the server as a whole. A child never outlives its parent.
 
     parent says                     child answers
-    load: path, handle              when the version is warm, or why it cannot be
+    load: path, device, handle      when the version is warm, or why it cannot be
     learn: state, config, ...       done, when it has taken it (see `mirror`)
     accept                          -
     release: handle                 released, when its last request is answered
@@ -199,7 +199,7 @@ class Child:
     async def _load(self, head: Head) -> None:
         """Load and warm up a version, and say how that went."""
         handle = head["handle"]
-        opener = partial(_open, Path(head["path"]), head["identity"], head["prefetch"])
+        opener = partial(_open, Path(head["path"]), head["identity"], head["device"], head["prefetch"])
         answer: Head = {"re": head["id"]}
         try:
             servable = await asyncio.get_running_loop().run_in_executor(self._loaders, opener)
@@ -295,9 +295,9 @@ class Child:
         os._exit(0)
 
 
-def _open(path: Path, identity: str, prefetch: bool) -> Servable:
+def _open(path: Path, identity: str, device: str, prefetch: bool) -> Servable:
     """Load the bundle that the parent has looked at. Raises a BundleError, also where it is another one."""
-    servable = load(path, prefetch=prefetch)
+    servable = load(path, device, prefetch=prefetch)
     found = servable.bundle.metagraph.identity
     if found != identity:
         servable.close()

@@ -16,6 +16,7 @@ from ..errors import MserveError
 from ..loader.model import Model
 from ..loader.plan import ModelConfig, Slot
 from ..loader.servable import Batching, Servable, State
+from ..runtime.devices import CPU
 
 UNSERVED = -1
 
@@ -24,9 +25,11 @@ class Proxy(Servable):
     """A version that the children have loaded, as the parent holds it: signatures, and no engine.
 
     `in_flight` is how many children still hold a version that drains; `closed()` has them let go of it.
+    `device` is where it runs, which is not `auto`.
     """
 
     handle = UNSERVED
+    device = CPU
     closed: Callable[[], object] = staticmethod(lambda: None)
 
     def close(self) -> None:

@@ -54,6 +54,7 @@ class Process:
             "handle": proxy.handle,
             "path": path,
             "identity": identity,
+            "device": proxy.device,
             "prefetch": prefetch,
         }
         answer = (await self.channel.ask(head)).head

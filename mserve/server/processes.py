@@ -31,6 +31,7 @@ from typing import Any
 from .. import __version__
 from ..loader.model import Model
 from ..loader.servable import Servable, State, describe
+from ..runtime.devices import settled
 from ..runtime.ort import cpu_budget
 from . import tallies
 from .control import Channel, Closed, Head, Message
@@ -218,9 +219,10 @@ class Fleet:
 
     # versions
 
-    def open(self, path: Path) -> Servable:
+    def open(self, path: Path, device: str) -> Servable:
         """Have every child load a version; called on a thread. Raises what keeps any of them from it."""
         proxy = describe(path, Proxy)
+        proxy.device = settled(device)
         try:
             asyncio.run_coroutine_threadsafe(self._load(proxy), self._loop).result()
         except BaseException:

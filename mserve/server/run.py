@@ -27,6 +27,7 @@ from .. import __version__
 from ..errors import EnvironmentProblem, MserveError, RequestError, printable
 from ..front import Front
 from ..numerics import show_bytes
+from ..runtime import devices
 from ..wire import tfs_json
 from .app import Server
 from .config import Config, changed, tls_files
@@ -49,9 +50,10 @@ COLLECT_AFTER = (10_000, 20, 50)
 def run(watch: ConfigWatch) -> NoReturn:
     """Serve until a signal says stop; ends the process.
 
-    Raises InputError (TLS files), EnvironmentProblem (port taken).
+    Raises InputError (TLS files), EnvironmentProblem (port taken, no such device).
     """
     begin(watch.config.log)
+    devices.resolve(watch.config.server.device)
     _allow_files(2 * watch.config.limits.connections + FILES_RESERVED)  # of each port
     if watch.config.server.processes > 1:
         from .parent import serve
@@ -226,6 +228,8 @@ async def announce(server: Server, port: int, grpc_port: int) -> None:
     say(f"mserve {__version__} listening on {url} (Ctrl-C stops)")
     if grpc_port:
         say(f"  gRPC on {_in_url(host)}:{grpc_port}")
+    if line := await asyncio.to_thread(device_line, server.config):
+        say(f"  {line}")
     start = time.monotonic()
     while not server.reconciler.settled() and time.monotonic() - start < SETTLE_S:
         await asyncio.sleep(0.01)
@@ -245,6 +249,15 @@ async def announce(server: Server, port: int, grpc_port: int) -> None:
                 say("  " + curl_line(server.front, name, url, curl_options(server.config)))
                 return
         await asyncio.sleep(0.2)
+
+
+def device_line(config: Config) -> str:
+    """Which device models run on, for people; "" where that is the CPU and nobody asked for more."""
+    wanted = {config.server.device, *(model.device for model in config.models.values())}
+    if devices.AUTO not in wanted:
+        return "" if config.server.device == devices.CPU else f"models run on {config.server.device}"
+    device, why = devices.automatic()
+    return f"device auto: {device}, since CUDA cannot be used: {why}" if why else f"device auto: {device}"
 
 
 def quieten_collector() -> None:

@@ -21,6 +21,7 @@ from ..errors import UsageError
 from ..format.layout import MAX_VERSION
 from ..numerics import parse_size
 from ..padding import rising
+from ..runtime import devices
 
 Versions = int | tuple[int, ...] | Literal["all"]
 """Which versions to serve: so many of the newest, exactly these, or all."""
@@ -111,6 +112,13 @@ def _size(value: Any, folder: Path) -> int:
         raise ValueError from error
 
 
+def _device(value: Any, folder: Path) -> str:
+    try:
+        return devices.checked(_text(value, folder))
+    except UsageError as error:
+        raise ValueError from error
+
+
 def _path(value: Any, folder: Path) -> Path:
     if isinstance(value, Path):
         return value
@@ -190,6 +198,7 @@ _TEXT = Kind("a text of printable characters, not empty", _text)
 SIZES_MAX = 64
 _SIZES = Kind(f"a list of rising numbers of rows, at most {SIZES_MAX}", _sizes)
 _FILE = Kind("the path of a file", _path)
+_DEVICE = Kind(devices.EXPECTED, _device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +216,13 @@ class ServerTable:
     )
     processes: int = _key(
         1, _whole(1, 1024), "processes that answer, behind the same ports", flag="--processes", restart=True
+    )
+    device: str = _key(
+        "cpu",
+        _DEVICE,
+        "where models run: cpu, auto, or CUDA devices such as cuda:0,cuda:1",
+        flag="--device",
+        restart=True,
     )
     models: Path | None = _key(
         None,
@@ -272,6 +288,11 @@ class ModelTable:
     )
     transition: str = _key(
         "load-first", _choice("load-first", "unload-first"), "what comes first when the version changes"
+    )
+    device: str | None = _key(
+        None,
+        _DEVICE,
+        "where its versions run, if not on server.device; holds for those that are loaded from then on",
     )
     batching: ModelBatching = field(
         default=ModelBatching(),
