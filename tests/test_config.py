@@ -41,6 +41,7 @@ host = "0.0.0.0"
 port = 9000
 grpc_port = "off"
 processes = 4
+device = "cuda:0,cuda:1"
 poll = 0.5
 grace = 5
 prefetch = true

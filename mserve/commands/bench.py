@@ -45,14 +45,10 @@ def command(
         typer.Option(metavar="EXPR", help="p99=50ms, errors=0.1%: exit 1 if missed; repeatable."),
     ] = None,
     arrivals: Annotated[str, typer.Option(help="Open loop: poisson or constant.")] = "poisson",
-    inputs: Annotated[
-        Path | None, typer.Option(help="The request: an npz file of arrays, or a JSON predict request.")
-    ] = None,
+    inputs: Annotated[Path | None, typer.Option(help="The request: an npz file or JSON request.")] = None,
     model: Annotated[str, typer.Option(help="Which model of a server with several.")] = "",
     signature: Annotated[str, typer.Option(help="Which signature; default: serving_default.")] = "",
-    device: Annotated[
-        str, typer.Option(help="Where a bundle runs: cpu, auto, or CUDA devices: cuda:0,cuda:1.")
-    ] = "",
+    device: Annotated[str, typer.Option(help="Where a bundle runs: cpu, auto or cuda:0,cuda:1.")] = "",
     rows: Annotated[int | None, typer.Option(help="Rows of each request (1).", min=1, max=1_000_000)] = None,
     seed: Annotated[int, typer.Option(help="Seed of the arrivals.", min=0)] = 1,
     timeout: Annotated[

@@ -61,10 +61,7 @@ def command(
     """Serve the newest version over HTTP and gRPC; load new ones as they appear; SIGTERM drains."""
     _check_platform()
     if not print_config:
-        from ..runtime.memory import settle_allocator
-        from ..runtime.ort import cpu_budget
-
-        settle_allocator(cpu_budget())
+        _settle_allocator()
     from ..server.config import Source
     from ..server.watch import ConfigWatch
 
@@ -98,6 +95,13 @@ def command(
 def _check_platform() -> None:
     if sys.platform == "win32":
         raise EnvironmentProblem("serve needs a POSIX system", hint="every other command runs here")
+
+
+def _settle_allocator() -> None:
+    from ..runtime.memory import settle_allocator
+    from ..runtime.ort import cpu_budget
+
+    settle_allocator(cpu_budget())
 
 
 def _given(flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -292,7 +292,7 @@ class ModelTable:
     device: str | None = _key(
         None,
         _DEVICE,
-        "where its versions run, if not on server.device; holds for those that are loaded from then on",
+        "where its versions run that are loaded from then on, if not on server.device",
     )
     batching: ModelBatching = field(
         default=ModelBatching(),
