@@ -18,6 +18,7 @@ from typing import Any
 import builders
 import numpy as np
 import pytest
+from onnxruntime.capi.onnxruntime_pybind11_state import EPFail, InvalidGraph, RuntimeException
 from server_tools import serving
 
 import mserve
@@ -144,6 +145,14 @@ def test_a_command_refuses_a_device_that_cannot_be_used(version: Path, arguments
     assert "listening" not in error
 
 
+@pytest.mark.usefixtures("blind")
+def test_a_report_says_what_auto_was(version: Path) -> None:
+    flags = ("--device", "auto", "--duration", "0.05", "--warmup", "0", "--concurrency", "1")
+    done = mserve_command("bench", version, *flags)
+    assert done.returncode == 0, done.stderr
+    assert "on cpu" in done.stdout
+
+
 def test_a_device_is_for_a_bundle_to_bench() -> None:
     done = mserve_command("bench", "http://127.0.0.1:1", "--device", "cpu")
     assert done.returncode == 2
@@ -199,6 +208,7 @@ class TestTrial:
         assert "timed out after 5 seconds" in devices.why_not(99)
 
     def test_the_last_device_is_tried_as_well(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        devices._check.cache_clear()
         monkeypatch.setattr(devices, "why_not", lambda number: "it is not there" if number == 98 else "")
         assert devices.resolve("cuda:97") == (97,)
         with pytest.raises(EnvironmentProblem, match=r"cuda:98.*it is not there"):
@@ -236,6 +246,36 @@ def test_the_engine_going_to_the_cpu_by_itself_is_refused(
     with pytest.raises(EnvironmentProblem, match=rf"cannot run on this device.*{ABSENT}"):
         sessions_for(*parts, cuda=99)
     capfd.readouterr()
+
+
+FAULTS = [
+    ("a full GPU", RuntimeException("Failed to allocate memory"), 99, EnvironmentProblem),
+    ("a provider that fails", EPFail("CUDA failure 700"), 99, EnvironmentProblem),
+    ("a device that is gone", RuntimeError("CUDA failure 100"), 99, EnvironmentProblem),
+    ("a bad graph, on a GPU", InvalidGraph("no such operator"), 99, ModelRefused),
+    ("what the CPU provider says", RuntimeException("a bad shape"), None, ModelRefused),
+]
+
+
+@pytest.mark.parametrize(("why", "error", "cuda", "expected"), FAULTS, ids=[why for why, *_ in FAULTS])
+def test_a_fault_of_the_gpu_is_not_the_model_s(
+    why: str,
+    error: Exception,
+    cuda: int | None,
+    expected: type[Exception],
+    version: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The reconciler tries again what the machine refused, and leaves alone what is wrong with a bundle."""
+    bundle = open_bundle(version)
+
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", fail)
+    parts = (bundle.meta, bundle.graph, bundle.metagraph.signatures, open_weights(bundle))
+    with pytest.raises(expected, match=str(error)):
+        sessions_for(*parts, cuda=cuda)
 
 
 def test_a_table_is_on_the_cpu_whatever_the_device(tmp_path: Path) -> None:

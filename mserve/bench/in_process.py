@@ -18,7 +18,7 @@ from ..front import Front, Query
 from ..loader.plan import ModelConfig
 from ..loader.reconciler import Model
 from ..loader.servable import Servable, load
-from ..runtime.devices import CPU
+from ..runtime.devices import CPU, checked, settled
 from ..runtime.ort import cpu_budget
 from ..tensors import Array, Signature, check_inputs
 from ..wire import tfs_json
@@ -34,8 +34,11 @@ def open_bundle_target(path: Path, ask: Ask) -> Target:
     Raises what `load` and `bundle_request` raise.
     """
     open_bundle(path)
-    servable = load(path, ask.device or CPU)
-    return InProcess(servable, *bundle_request(servable, ask))
+    device = settled(checked(ask.device or CPU))
+    servable = load(path, device)
+    target = InProcess(servable, *bundle_request(servable, ask))
+    target.device = device
+    return target
 
 
 def bundle_request(servable: Servable, ask: Ask) -> tuple[str, dict[str, Array]]:
@@ -69,6 +72,7 @@ class InProcess:
 
     shares_loop = True
     connections_max = 1 << 16
+    device = CPU
 
     def __init__(self, servable: Servable, signature: str, inputs: Mapping[str, Array]) -> None:
         self.servable = servable
@@ -85,6 +89,7 @@ class InProcess:
         bundle = self.servable.bundle
         return {
             "kind": "in process",
+            "device": self.device,
             "path": str(bundle.path),
             "model": self.name,
             "version": self.servable.version,

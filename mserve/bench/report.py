@@ -212,6 +212,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
     where = str(target.get("url") or target.get("path") or "")
     answered = ", ".join(f"version {v}: {n:,}" for v, n in sorted(seen.versions.items()))
     what = [f"model {target['model']}", f"{target['rows']} row(s)" if target.get("rows") else ""]
+    what.append(f"on {target['device']}" if target.get("device") else "")
     rows = [
         ("target", where),
         ("request", ", ".join(x for x in (*what, f"{target['request_bytes']:,} bytes") if x)),

@@ -142,7 +142,7 @@ def sessions_for(
 def _session(model: bytes, weights: Weights, threads: int, cuda: int | None) -> Session:
     """A session over one part of a graph."""
     import onnxruntime as ort
-    from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
+    from onnxruntime.capi.onnxruntime_pybind11_state import EPFail, RuntimeException
 
     providers: list[Any] = ["CPUExecutionProvider"]
     if cuda is not None:
@@ -167,7 +167,8 @@ def _session(model: bytes, weights: Weights, threads: int, cuda: int | None) -> 
     except MemoryError:  # not the model's fault, and it may pass
         raise
     except Exception as error:
-        if cuda is not None and isinstance(error, RuntimeException):  # the GPU's memory is full, say
+        if cuda is not None and isinstance(error, RuntimeException | EPFail | RuntimeError):
+            # The GPU's fault, not the model's: its memory is full, say, which may pass.
             raise unusable(cuda, _first_line(error)) from error
         raise ModelRefused(
             "ONNX Runtime does not accept the model",
