@@ -377,9 +377,9 @@ def test_a_batch_is_filled_up_to_an_allowed_size(lookup: Servable) -> None:
     seen: list[list[int]] = []
     compute = lookup.compute
 
-    def spy(signature: str, inputs: Any, options: Any = None) -> Any:
+    def spy(signature: str, inputs: Any, options: Any = None, **more: Any) -> Any:
         seen.append(inputs["i"].tolist())
-        return compute(signature, inputs, options)
+        return compute(signature, inputs, options, **more)
 
     lookup.compute = spy  # type: ignore[method-assign]
 
@@ -540,3 +540,34 @@ def test_a_loop_that_is_never_idle_makes_way_for_the_workers(
     monkeypatch.setattr(executor_module, "MAKE_WAY_NS", 1 << 62)
     assert better > runs_beside_a_busy_loop(servable, 3000)
     servable.close()
+
+
+def test_a_request_that_has_the_machine_to_itself_may_use_all_of_it(lookup: Servable) -> None:
+    """Runs at the same time are cheaper with a thread each."""
+
+    class Engine:
+        """What has the threads for a run alone, and counts how often that was used."""
+
+        runs = 0
+        threads = 2
+
+        def run(self, *arguments: Any) -> Any:
+            Engine.runs += 1
+            return lookup._sessions["serving_default"].run(*arguments)
+
+    async def work(executor: Executor, front: Front) -> None:
+        def send() -> asyncio.Future[Any]:
+            answer = asyncio.get_running_loop().create_future()
+            front.predict(lookup, Query("serving_default", {"i": np.array([1], np.int64)}), answer.set_result)
+            return answer
+
+        lookup.predictable, lookup._wide = False, {"serving_default": Engine()}  # type: ignore[dict-item]
+        await send()
+        assert Engine.runs == 1
+        await asyncio.gather(*(send() for _ in range(8)))
+        assert Engine.runs == 1, "a batch of several requests has a thread"
+
+    try:
+        on_loop(work)
+    finally:
+        lookup.predictable, lookup._wide = True, {}

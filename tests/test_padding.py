@@ -132,9 +132,9 @@ def test_what_the_model_sees(servable: Servable, monkeypatch: pytest.MonkeyPatch
     seen: list[dict[str, Any]] = []
     compute = servable.compute
 
-    def spy(signature: str, inputs: Mapping[str, Array], options: Any = None) -> Any:
+    def spy(signature: str, inputs: Mapping[str, Array], options: Any = None, **more: Any) -> Any:
         seen.append({alias: x.tolist() for alias, x in inputs.items()})
-        return compute(signature, inputs, options)
+        return compute(signature, inputs, options, **more)
 
     monkeypatch.setattr(servable, "compute", spy)
     requests = [{"ids": np.array([[7, 8, 9]])}, {"ids": np.array([[5]])}]

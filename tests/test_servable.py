@@ -346,10 +346,12 @@ def test_a_run_has_several_threads_only_where_it_is_long(
     monkeypatch.setattr("mserve.loader.servable.threads_max", lambda: 2)
     mserve.export(mlp(), tmp_path / "m")
     with closing(mserve.load(tmp_path / "m")) as short:
-        assert {engine.threads for engine in short._sessions.values()} == {1}
+        assert not short.can_be_wide
         expected = short.run(short.example())
     monkeypatch.setattr("mserve.loader.warm_up.LONG_RUN_NS", 0)
     with closing(mserve.load(tmp_path / "m")) as long:
-        assert {engine.threads for engine in long._sessions.values()} == {2}
-        for alias, array in long.run(long.example()).items():
-            np.testing.assert_allclose(array, expected[alias], rtol=1e-5)
+        assert {engine.threads for engine in long._sessions.values()} == {1}
+        assert {engine.threads for engine in long._wide.values()} == {2}
+        for wide in (False, True):
+            (answer,) = long.compute("serving_default", long.example(), wide=wide)
+            np.testing.assert_allclose(answer, next(iter(expected.values())), rtol=1e-5)

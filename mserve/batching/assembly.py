@@ -27,12 +27,12 @@ def run_batch(batch: Batch) -> Outputs:
     first = entries[0]
     pads = {} if first.alone else form.pads
     if len(entries) == 1 and not batch.padding and not pads:
-        return [list(first.servable.compute(first.signature, first.inputs, batch.options))]
+        return [list(first.servable.compute(first.signature, first.inputs, batch.options, wide=batch.wide))]
     joined = {
         alias: _lengthened(alias, pads[alias], batch) if alias in pads else _joined(alias, batch)
         for alias in first.inputs
     }
-    outputs = first.servable.compute(first.signature, joined, batch.options)
+    outputs = first.servable.compute(first.signature, joined, batch.options, wide=batch.wide)
     for alias, output in zip(form.outputs, outputs, strict=True):
         if output.ndim == 0 or len(output) != batch.rows + batch.padding:
             raise ExecutionFailed(

@@ -163,7 +163,8 @@ class Batch:
     no-delay, deadline, preferred, alone, split (full with parts of one request) or bisect
     (a half of one that failed). `padding` rows are run besides `rows` and thrown away.
     `times` holds the run times known of its sizes. `inline`
-    says whether it runs on the event loop; `options` can end its run.
+    says whether it runs on the event loop, `wide` whether it has all CPUs to itself; `options`
+    can end its run.
     """
 
     number: int
@@ -174,5 +175,6 @@ class Batch:
     form: Form
     times: Times
     inline: bool = False
+    wide: bool = False
     charged_ns: float = 0.0
     options: Any = None

@@ -169,7 +169,10 @@ class Executor:
     def _send(self, batch: Batch) -> None:
         """Hand a batch to the worker threads."""
         self._free -= 1
-        batch.options = batch.entries[0].servable.run_options(batch.entries[0].signature)
+        servable = batch.entries[0].servable
+        alone = len(batch.entries) == 1 and not self._running and not self.batcher
+        batch.wide = alone and servable.can_be_wide
+        batch.options = servable.run_options(batch.entries[0].signature)
         self._running.add(batch)
         self._work_queue.put(batch)
         if self._guard is None:
@@ -304,7 +307,8 @@ def _timed_run(batch: Batch) -> tuple[Outputs, Exception | None, int]:
     count its waits, for the interpreter or for a CPU, and on a busy machine no model would
     look short enough to be run on the loop.
     """
-    clock = time.thread_time_ns if batch.entries[0].servable.in_thread else time.perf_counter_ns
+    in_thread = batch.entries[0].servable.in_thread and not batch.wide
+    clock = time.thread_time_ns if in_thread else time.perf_counter_ns
     start = clock()
     try:
         return run_batch(batch), None, clock() - start

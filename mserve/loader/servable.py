@@ -154,6 +154,7 @@ class Servable:
         self._lock: Lock | None = None
         self._labels: Mapping[str, Sequence[str]] = {}
         self._sessions = sessions
+        self._wide: Mapping[str, Engine] = {}
         self._plans = {
             name: ([s.name for s in sig.outputs.values()], tuple(sig.outputs))
             for name, sig in self.signatures.items()
@@ -166,7 +167,7 @@ class Servable:
 
     @property
     def in_thread(self) -> bool:
-        """Whether a run is the work of the thread that asks for it alone."""
+        """Whether a run that is not `wide` is the work of the thread that asks for it alone."""
         return self.on_cpu and self.threads <= 1
 
     def signature(self, name: str = "") -> tuple[str, Signature]:
@@ -193,22 +194,28 @@ class Servable:
         arrays = fill_defaults(spec, {a: plain_text(np.asarray(x)) for a, x in inputs.items()})
         check_inputs(spec, arrays)
         if limit_s is None:
-            return dict(zip(self._plans[name][1], self.compute(name, arrays), strict=True))
+            return dict(zip(self._plans[name][1], self.compute(name, arrays, wide=True), strict=True))
         options = self.run_options(name)
         with time_limit(options, limit_s, self.bundle.path):
-            outputs = self.compute(name, arrays, options)
+            outputs = self.compute(name, arrays, options, wide=True)
         return dict(zip(self._plans[name][1], outputs, strict=True))
 
     def run_options(self, signature: str) -> Any:
         """What can end one run of a signature before its time, by `terminate`; None where nothing can."""
         return self._sessions[signature].run_options()
 
-    def compute(self, signature: str, inputs: Mapping[str, Array], options: Any = None) -> Sequence[Array]:
-        """Outputs in the signature's order, for inputs that were checked already."""
+    def compute(
+        self, signature: str, inputs: Mapping[str, Array], options: Any = None, *, wide: bool = False
+    ) -> Sequence[Array]:
+        """Outputs in the signature's order, for inputs that were checked already.
+
+        `wide` asks for all CPUs, where that is worth its while.
+        """
         if not self._sessions:
             raise RuntimeError("run on a closed servable")
         ports = self.signatures[signature].inputs
-        return self._sessions[signature].run(
+        engines = self._wide if wide and self._wide else self._sessions
+        return engines[signature].run(
             self._plans[signature][0], {ports[a].name: x for a, x in inputs.items()}, options
         )
 
@@ -263,19 +270,22 @@ class Servable:
             warm_up(Servable(self.bundle, engines, self.golden))
 
     def settle_threads(self) -> None:
-        """Give runs several threads where one alone is long at work; no run may be under way."""
+        """Make engines for `wide` runs, with all CPUs, where one thread alone is long at work."""
         threads = threads_max()
-        if threads == 1 or self.threads != 1 or not runs_long(self):
-            return
-        self._sessions = {}  # or its memory would be needed twice
-        self._sessions = open_engines(self.bundle, threads=threads)
-        runs_long(self)
+        if threads > 1 and self.in_thread and self.threads == 1 and runs_long(self):
+            self._wide = open_engines(self.bundle, threads=threads)
+            runs_long(self, wide=True)
+
+    @property
+    def can_be_wide(self) -> bool:
+        """Whether there are engines for `wide` runs."""
+        return bool(self._wide)
 
     def close(self) -> None:
         """Free the session and its memory; nothing may be in flight."""
-        for engine in self._sessions.values():
+        for engine in (*self._sessions.values(), *self._wide.values()):
             engine.release()
-        self._sessions = {}
+        self._sessions = self._wide = {}
         if self._lock is not None:
             self._lock.release()
 

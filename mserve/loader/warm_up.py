@@ -42,7 +42,7 @@ def warm_up(servable: Servable) -> None:
                 servable.compute(name, servable.made_up(signature), options)
 
 
-def runs_long(servable: Servable) -> bool:
+def runs_long(servable: Servable, *, wide: bool = False) -> bool:
     """Whether a row of the first signature keeps a thread busy for longer than LONG_RUN_NS.
 
     Only this thread's own time counts, so that a busy machine does not look like a long run.
@@ -50,9 +50,9 @@ def runs_long(servable: Servable) -> bool:
     with _limited(servable) as options, suppress(MserveError):
         name = next(iter(servable.signatures))
         inputs = servable.example(name)
-        servable.compute(name, inputs, options)
+        servable.compute(name, inputs, options, wide=wide)
         start = time.thread_time_ns()
-        servable.compute(name, inputs, options)
+        servable.compute(name, inputs, options, wide=wide)
         return time.thread_time_ns() - start > LONG_RUN_NS
     return False
 

@@ -7,9 +7,10 @@ session, and the Session object holds both.
 Threads: each session has its own, which sleep when there is nothing to do. ONNX Runtime's
 pool that is shared by all sessions cannot be told so from Python: its threads spin for a
 while after each run, and under load they burned a CPU that the event loop needed. It
-would also forbid every session made outside mserve. A short run is slower with several
-threads than with one, so a session begins with one unless its weights say that its runs
-are long; whoever loads it measures, and makes another if need be.
+would also forbid every session made outside mserve. A run with one thread is the cheapest:
+several at once are better done side by side. Only a long run that has the machine to
+itself is better with several threads; whoever loads a model measures, and makes a second
+session for that.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ from .devices import unusable
 from .providers import CUDA
 from .weights import Weights
 
-# Weights that every run reads, from which on a run is surely long.
-LONG_RUN_BYTES = 16 << 20
+# Weights that every run reads, from which on a run is surely long, and a second session too large.
+LONG_RUN_BYTES = 256 << 20
 _threads_max = 0
 
 
