@@ -92,7 +92,7 @@ class Answers:
                 return 0
             if not self._first.startswith(b"HTTP/1.1 200"):
                 raise RuntimeError(self._first[:300])
-            at = self._first.lower().index(b"content-length: ") + 16
+            at = self._first.lower().index(b"\r\ncontent-length: ") + 18
             self._length = end + int(self._first[at:end].split(b"\r", 1)[0])
         return self._received // self._length - before
 
