@@ -1,7 +1,7 @@
 """Prometheus's text format (0.0.4), written line by line.
 
 A page of many series has thousands of lines that differ in little: what is the same for a
-family or for a series is written once and put together, which costs a twentieth of
+family or for a series is written once and put together, which costs a tenth of
 objects for samples.
 """
 
