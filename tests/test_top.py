@@ -24,6 +24,7 @@ import pytest
 import trustme
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
 from server_tools import Running, serving
 from test_commands import run
 from test_security import SECRET, configured, write_pair
@@ -31,6 +32,7 @@ from test_security import SECRET, configured, write_pair
 import mserve
 from mserve.errors import EnvironmentProblem, InputError, MserveError, Unauthenticated, UsageError
 from mserve.server import metrics, rates
+from mserve.server.exposition import Family
 from mserve.server.remote import Remote, read_token
 
 DIGITS = Path(__file__).parent.parent / "samples" / "digits" / "digits.onnx"
@@ -60,7 +62,10 @@ def test_quantile(why: str, buckets: dict[str, float], p: float, found: tuple[fl
 def test_a_quantile_lies_in_the_bucket_of_the_true_one(seconds: list[float], p: float) -> None:
     histogram = metrics.Histogram()
     histogram.observe(np.array([int(value * 1e9) for value in seconds]))
-    buckets = dict(metrics._seconds(histogram)[0])
+    family = Family("seconds", "histogram", "", metrics.LATENCY_BUCKETS)
+    family.add_histogram("", histogram.counts, 0.0)
+    (read,) = text_string_to_metric_families(family.text())
+    buckets = {s.labels["le"]: s.value for s in read.samples if s.name.endswith("_bucket")}
     found = rates.quantile(buckets, p)
     assert found is not None
     rank = max(1, -(-round(p * len(seconds) * 1e9) // 10**9))

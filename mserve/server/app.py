@@ -23,9 +23,10 @@ from .access import Access
 from .calls import Calls, as_error
 from .config import Config
 from .exchange import Cancel, Reply, error_response
+from .exposition import CONTENT_TYPE
 from .grpc_server import GrpcServer
 from .http import Connection
-from .metrics import CONTENT_TYPE, Metrics
+from .metrics import Metrics
 from .oip import Oip
 from .oip_grpc import OipGrpc
 from .oip_rest import OipRest
@@ -42,6 +43,7 @@ log = logging.getLogger("mserve")
 
 # Pages for probes, which carry no token.
 OPEN_PAGES = frozenset({b"/livez", b"/readyz", b"/v2/health/live", b"/v2/health/ready"})
+COUNTERS = (b"/metrics", b"/monitoring/prometheus/metrics")
 EXPLAIN = "/debug/requests/"
 OPEN_METHODS = ("grpc.health.v1.Health/", "inference.GRPCInferenceService/Server")
 
@@ -216,15 +218,26 @@ class Server:
         route = parse_path(request.target)
         if route is not None:
             return self._tfs.handle(route, request, reply)
-        page = self._page(path.decode("latin-1"))
-        if page is None:
+        counters = path in COUNTERS
+        page = None if counters else self._page(path.decode("latin-1"))
+        if page is None and not counters:
             raise NotFound(
                 "no such page", where=path.decode("latin-1"), hint="GET /v1/models lists the models"
             )
         if request.method != "GET":
             raise MethodNotAllowed("the page answers another method", expected="GET", found=request.method)
-        reply(page)
+        if page is None:
+            self.calls.spawn(self._show_counters(reply))
+        else:
+            reply(page)
         return None
+
+    async def _show_counters(self, reply: Reply) -> None:
+        try:
+            page = Response(200, await self.metrics.render(), CONTENT_TYPE)
+        except Exception as error:
+            page = error_response(as_error(error, "a page of counters"))
+        reply(page)
 
     def grpc(self) -> GrpcServer:
         """The gRPC side of the server."""
@@ -259,8 +272,6 @@ class Server:
         return self.access.knows(_token(metadata))
 
     def _page(self, path: str) -> Response | None:
-        if path in ("/metrics", "/monitoring/prometheus/metrics"):
-            return Response(200, self.metrics.render(), CONTENT_TYPE)
         if path == "/debug/batches":
             return json_response({"batches": list(self.recorder.latest())})
         if path.startswith(EXPLAIN):

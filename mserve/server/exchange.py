@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..errors import MethodNotAllowed, MserveError, RequestError, Unauthenticated
+import httptools
+
+from ..errors import HeadersTooLarge, MethodNotAllowed, MserveError, RequestError, Unauthenticated
 from ..wire.http1 import Head, Request, Response, json_response
 from .peers import Held, Peers
+
+HEAD_BYTES_MAX = 32 << 10
 
 Reply = Callable[[Response], None]
 Cancel = Callable[[], None]
@@ -49,6 +53,20 @@ class Exchange(Request):
         self.cancel = None  # it would hold the body
         if self._held is not None:
             self._held.release()
+
+
+def check_head(size: int) -> None:
+    """Whether a header section may have so many bytes. Raises HeadersTooLarge."""
+    if size > HEAD_BYTES_MAX:
+        raise HeadersTooLarge("the header section is too large", expected=f"at most {HEAD_BYTES_MAX} bytes")
+
+
+def parse_error(error: Exception) -> MserveError:
+    """Why a request could not be parsed: llhttp's word, or what was raised in a callback of its."""
+    if isinstance(error, httptools.HttpParserCallbackError):
+        cause = error.__context__
+        return cause if isinstance(cause, MserveError) else MserveError("internal error", found=repr(cause))
+    return error if isinstance(error, MserveError) else RequestError("not a valid HTTP request", found=error)
 
 
 def error_response(error: MserveError) -> Response:

@@ -24,6 +24,7 @@ from ..wire.http2_frames import Code
 from ..wire.http2_streams import Stream
 from .calls import as_error
 from .grpc_calls import StreamCall, UnaryCall, refuse
+from .peers import REST_BYTES
 
 if TYPE_CHECKING:
     from .grpc_server import GrpcServer
@@ -54,7 +55,7 @@ class GrpcConnection(asyncio.Protocol):
         self._server = server
         self._transport: asyncio.Transport | None = None
         self._ready: deque[UnaryCall] = deque()
-        self._dispatching = self._flushing = self._pinged = False
+        self._dispatching = self._flushing = self._pinged = self._resting = False
         self._began_ns = self._heard_ns = self._busy_ns = now
         self._unread_ns = self._closing_ns = self._draining_ns = 0
 
@@ -78,6 +79,10 @@ class GrpcConnection(asyncio.Protocol):
         self._drop_calls()
 
     def data_received(self, data: bytes) -> None:
+        if len(data) >= REST_BYTES and not self._resting and self._transport is not None:
+            self._resting = True
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_soon(self._rested)
         if self._closing_ns:
             return
         now = self._heard_ns = time.monotonic_ns()
@@ -94,12 +99,18 @@ class GrpcConnection(asyncio.Protocol):
                     stream.of.drop()
             else:
                 self._ponged()
-        if self._ready:
+        if self._ready and not self._dispatching:
             self._dispatch()
         if self.http2.more() or self.http2.leaving:
             self.flush()
         else:
             self._flushing = False
+
+    def _rested(self) -> None:
+        """Others have had their turn."""
+        self._resting = False
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def eof_received(self) -> bool:
         return False
@@ -182,8 +193,12 @@ class GrpcConnection(asyncio.Protocol):
     # out
 
     def flush_soon(self) -> None:
-        """Write what there is when this tick's work is done."""
-        if not self._flushing:
+        """Write what there is when this tick's work is done; at once where no other answer can come."""
+        if self._flushing:
+            return
+        if not self.http2.streams:
+            self.flush()
+        else:
             self._flushing = True
             asyncio.get_running_loop().call_soon(self.flush)
 

@@ -18,7 +18,7 @@ from functools import partial
 
 import httptools
 
-from ..errors import HeadersTooLarge, MserveError, PayloadTooLarge, RequestError, Unavailable
+from ..errors import MserveError, RequestError
 from ..wire.http1 import (
     MEMO_HEAD_BYTES,
     REQUEST_ID,
@@ -26,15 +26,16 @@ from ..wire.http1 import (
     Head,
     HeadMemo,
     Response,
+    declined,
     json_response,
 )
-from .exchange import Exchange, Handler, error_response
-from .peers import Peers
+from .exchange import Exchange, Handler, check_head, error_response, parse_error
+from .peers import REST_BYTES, Peers
 
 log = logging.getLogger("mserve")
 
+# Requests of one connection that are under way, and that begin in one tick of the loop.
 PIPELINE_MAX = 16
-HEAD_BYTES_MAX = 32 << 10
 LINGER_S = 2.0
 DRAIN_S = 0.9
 LULL_S = 0.3
@@ -51,8 +52,7 @@ class Connection(asyncio.Protocol):
         self._pending: deque[Exchange] = deque()
         self._parked: deque[Exchange] = deque()
         self._memo = HeadMemo()
-        self._dispatching = False
-        self._paused = False
+        self._dispatching = self._paused = self._resting = False
         self._unread_since: float | None = None
         self._closing = False
         self._ended: float | None = None
@@ -88,13 +88,7 @@ class Connection(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)  # type: ignore[union-attr]
         self._peers.open.add(self)
         if len(self._peers.open) > self._peers.connections_max:
-            self._refuse(
-                Unavailable(
-                    "the server has too many connections",
-                    expected=f"at most {self._peers.connections_max}",
-                    hint="try again later",
-                )
-            )
+            self._refuse(self._peers.full())
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._peers.open.discard(self)
@@ -115,14 +109,15 @@ class Connection(asyncio.Protocol):
         self._parked.clear()
 
     def data_received(self, data: bytes) -> None:
+        if len(data) >= REST_BYTES:
+            self._rest()
         if self._closing or self._lingering:
             return
         self.quiet_since = time.monotonic()
         if self._started is None:
             data = self._take_known(data)
             if not data:
-                if self._parked or len(self._pending) >= PIPELINE_MAX:
-                    self._dispatch()
+                self._regulate()
                 return
             self._started = self.quiet_since
             end = data.find(b"\r\n\r\n", 0, MEMO_HEAD_BYTES) + 4
@@ -132,20 +127,25 @@ class Connection(asyncio.Protocol):
             self._feed(data)
             if not self._began_here:
                 self._unparsed += len(data)
-                self._check_head(self._unparsed)
-        except httptools.HttpParserCallbackError as error:
-            cause = error.__context__
-            wrong = MserveError("internal error", found=repr(cause))
-            self._refuse(cause if isinstance(cause, MserveError) else wrong)
-        except httptools.HttpParserError as error:
-            self._refuse(RequestError("not a valid HTTP request", found=error))
-        except MserveError as error:
-            self._refuse(error)
+                check_head(self._unparsed)
+        except (httptools.HttpParserError, MserveError) as error:
+            self._refuse(parse_error(error))
         self._dispatch()
+
+    def _rest(self) -> None:
+        """Read no more in this tick: the loop would go on for megabytes before it turns to others."""
+        if not self._resting:
+            self._resting = True
+            asyncio.get_running_loop().call_soon(self._rested)
+            self._regulate()
+
+    def _rested(self) -> None:
+        self._resting = False
+        self._regulate()
 
     def _take_known(self, data: bytes) -> bytes:
         """Take whole requests whose heads are known, and return the rest."""
-        at, peers = 0, self._peers
+        at, peers, left = 0, self._peers, PIPELINE_MAX - len(self._pending)
         while at < len(data):
             end = data.find(b"\r\n\r\n", at, at + MEMO_HEAD_BYTES) + 4
             known = self._memo.find(data[at:end]) if end > 3 else None
@@ -160,12 +160,14 @@ class Connection(asyncio.Protocol):
                 exchange.request_id, exchange.traceparent = request_id, trace
             at = stop
             self._pending.append(exchange)
-            if self._parked or self._unread_since is not None or len(self._pending) > PIPELINE_MAX:
-                self._parked.append(exchange)
-            else:
+            if left > 0 and not self._parked and self._unread_since is None:
+                left -= 1
                 self._hand_over(exchange)
                 if self._closing:
                     return b""
+            else:
+                self._parked.append(exchange)
+                self._dispatch_soon()
         return data[at:] if at else data
 
     def _feed(self, data: bytes) -> None:
@@ -184,13 +186,10 @@ class Connection(asyncio.Protocol):
         method, target, headers = self._parser.get_method(), self._target, self._headers
         if method == b"CONNECT":
             raise RequestError("this server is no proxy", found="CONNECT") from offer
-        offered = (b"upgrade", b"http2-settings")
-        wishes = [w.strip() for w in headers.get(b"connection", b"").lower().split(b",")]
-        headers[b"connection"] = b", ".join(w for w in wishes if w not in offered) or b"keep-alive"
-        head = b"".join([b"%s: %s\r\n" % pair for pair in headers.items() if pair[0] not in offered])
+        again = declined(method, target, headers)
         self._reset()
         self._parser = httptools.HttpRequestParser(self)
-        return b"%s %s HTTP/1.1\r\n%s\r\n%s" % (method, target, head, rest)
+        return again + rest
 
     def eof_received(self) -> bool:
         """The client will send no more. Answers that are nearly there still go out; but most clients
@@ -213,11 +212,11 @@ class Connection(asyncio.Protocol):
     def on_url(self, url: bytes) -> None:
         self._target += url
         self._parsed += len(url)
-        self._check_head(self._parsed)
+        check_head(self._parsed)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._parsed += len(name) + len(value)
-        self._check_head(self._parsed)
+        check_head(self._parsed)
         if not self._in_head:
             return  # a trailer: whoever looked at the headers has not seen it, so it must not count
         name = name.lower()
@@ -229,7 +228,7 @@ class Connection(asyncio.Protocol):
         self._in_head, self._unparsed = False, 0
         length = self._headers.get(b"content-length", b"")
         if length.isdigit():
-            self._check_body(int(length))
+            self._peers.check_body(int(length))
         asked = self._headers.get(b"expect", b"").lower() == b"100-continue"
         if asked and not self._pending and self._transport is not None:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -237,7 +236,7 @@ class Connection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         self._body += body
         self._unparsed, self._began_here = 0, True
-        self._check_body(len(self._body))
+        self._peers.check_body(len(self._body))
         self._receiving += len(body)
         self._peers.receive(len(body))
 
@@ -258,16 +257,24 @@ class Connection(asyncio.Protocol):
     # requests and answers
 
     def _dispatch(self) -> None:
-        """Hand over parsed requests, while the client reads its answers and not too many are under way."""
-        if self._dispatching:
-            return
-        self._dispatching = True
-        while self._parked and self._unread_since is None:
-            if len(self._pending) - len(self._parked) >= PIPELINE_MAX:
-                break
+        """Hand over parsed requests, a tick's share, while the client reads its answers."""
+        left = 0 if self._dispatching else PIPELINE_MAX - len(self._pending) + len(self._parked)
+        while self._parked and left > 0 and self._unread_since is None:
+            left -= 1
             self._hand_over(self._parked.popleft())
-        self._dispatching = False
+        if self._parked and len(self._pending) == len(self._parked):
+            self._dispatch_soon()
         self._regulate()
+
+    def _dispatch_soon(self) -> None:
+        """Hand over what is parked in the next tick: who pipelines must not have all of this one."""
+        if not self._dispatching:
+            self._dispatching = True
+            asyncio.get_running_loop().call_soon(self._dispatch_now)
+
+    def _dispatch_now(self) -> None:
+        self._dispatching = False
+        self._dispatch()
 
     def _hand_over(self, exchange: Exchange) -> None:
         reply = partial(self._answer, exchange)
@@ -292,8 +299,8 @@ class Connection(asyncio.Protocol):
         if alone and self._draining_since is None and not self._closing:
             self._pending.popleft()
             self._transport.write(exchange.encoded(keep_alive=True))
-            if self._parked or self._paused:
-                self._dispatch()
+            if self._paused:
+                self._regulate()
             return
         self._answer_in_order()
 
@@ -320,8 +327,10 @@ class Connection(asyncio.Protocol):
             self._transport.write_eof()
         elif over:
             self._transport.close()
-        elif self._parked or self._paused:
-            self._dispatch()
+        elif self._parked:
+            self._dispatch_soon()
+        elif self._paused:
+            self._regulate()
 
     def _refuse(self, error: MserveError) -> None:
         """Answer what cannot be parsed, behind what is still to be answered, and close."""
@@ -331,21 +340,10 @@ class Connection(asyncio.Protocol):
         self._lingering = True
         self._answer(exchange, error_response(error))
 
-    def _check_head(self, size: int) -> None:
-        if size > HEAD_BYTES_MAX:
-            raise HeadersTooLarge(
-                "the header section is too large", expected=f"at most {HEAD_BYTES_MAX} bytes"
-            )
-
-    def _check_body(self, size: int) -> None:
-        if size > self._peers.body_max:
-            raise PayloadTooLarge(
-                "the request body is too large", expected=f"at most {self._peers.body_max} bytes", found=size
-            )
-
     def _regulate(self) -> None:
-        """Read from the client only while it reads its answers and nothing is parked."""
-        paused = self._unread_since is not None or len(self._pending) >= PIPELINE_MAX
+        """Read from the client only while it reads its answers, nothing is parked, and others had a turn."""
+        full = len(self._pending) >= PIPELINE_MAX
+        paused = full or self._resting or self._unread_since is not None
         if paused == self._paused or self._transport is None or self._transport.is_closing():
             return
         self._paused = paused

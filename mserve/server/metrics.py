@@ -6,15 +6,18 @@ so their number is bounded; the series of a version end soon after it.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import MserveError
+from ..loader.plan import Slot
 from ..loader.reconciler import Model
-from ..loader.servable import BATCH_BUCKETS, Servable, State, Stats
+from ..loader.servable import BATCH_BUCKETS, Servable, State
 from ..tensors import Array
+from .exposition import Family, labels
 
 if TYPE_CHECKING:
     from .calls import Call
@@ -22,9 +25,37 @@ if TYPE_CHECKING:
 # Upper bounds in seconds, about two to a doubling: fine enough for a p99.
 LATENCY_BUCKETS = tuple(round(0.00001 * 2 ** (i / 2), 8) for i in range(44))
 _BUCKETS_NS = tuple(int(s * 1e9) for s in LATENCY_BUCKETS)
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PHASES = ("parse", "queue", "compute", "encode")
 NOTED_MAX = 2048
+# How long the loop works on a page before it looks after requests.
+SLICE_NS = 100_000
+_PLAIN = (
+    (
+        "mserve_configuration_refused",
+        "gauge",
+        "1 while the newest configuration has a problem and is not used.",
+    ),
+    ("mserve_requests_total", "counter", "Inference requests answered, by status."),
+    ("mserve_run_seconds_total", "counter", "Time spent running the model."),
+    ("mserve_queue_seconds_total", "counter", "Time that requests waited for a batch."),
+    ("mserve_padding_rows_total", "counter", "Rows that were run only to fill a batch up."),
+    ("mserve_inline_batches_total", "counter", "Batches run on the event loop."),
+    ("mserve_in_flight", "gauge", "Requests accepted and not yet answered."),
+    ("mserve_queue_rows", "gauge", "Rows that wait for a batch."),
+    ("mserve_version_bytes", "gauge", "Bytes of the version's files."),
+    ("mserve_load_seconds", "gauge", "Time that loading the version took."),
+    ("mserve_loads_total", "counter", "Loads of versions, by outcome."),
+    ("mserve_version_state", "gauge", "1 for the state a version is in."),
+    ("mserve_process_up", "gauge", "1 while the process takes requests."),
+    ("mserve_process_starts_total", "counter", "Starts of the process."),
+    ("mserve_process_connections", "gauge", "Open connections of the process."),
+    ("mserve_process_requests_total", "counter", "Inference requests the process has answered."),
+)
+_HISTOGRAMS = (
+    ("mserve_request_seconds", "Time from a request's arrival to its answer.", LATENCY_BUCKETS),
+    ("mserve_phase_seconds", "The parts of a request's time.", LATENCY_BUCKETS),
+    ("mserve_batch_rows", "Rows of the batches that were run.", BATCH_BUCKETS),
+)
 
 
 class Series(NamedTuple):
@@ -135,6 +166,7 @@ class Metrics:
         self.waiting = waiting
         self.series: dict[Series, Counts] = {}
         self._latest: dict[tuple[str, int, str, str], Counts] = {}
+        self._rendering = asyncio.Lock()
 
     def observe(self, call: Call, error: MserveError | None, now_ns: int) -> None:
         """Count a call that was answered, or whose client has left."""
@@ -171,14 +203,58 @@ class Metrics:
         self._latest.clear()
         return taken
 
-    def render(self) -> bytes:
-        """All metrics as Prometheus text."""
-        from prometheus_client import CollectorRegistry, generate_latest
+    async def render(self) -> bytes:
+        """All metrics as Prometheus text, made in slices so that requests are answered meanwhile.
 
-        self._forget()
-        registry = CollectorRegistry(auto_describe=False)
-        registry.register(self)
-        return bytes(generate_latest(registry))
+        A series is of one moment, the page as a whole is not. One page is made at a time: many
+        that are asked for at once take no more of the loop than one.
+        """
+        async with self._rendering:
+            self._forget()
+            page = _page()
+            began = time.monotonic_ns()
+            for _ in self._write(page):
+                if time.monotonic_ns() - began > SLICE_NS:
+                    await asyncio.sleep(0)
+                    began = time.monotonic_ns()
+            return "".join(family.text() for family in page.values()).encode()
+
+    def _write(self, page: Page) -> Iterator[None]:
+        """Write everything; yields whenever it could go on later."""
+        page["mserve_configuration_refused"].add("", self._refused())
+        for key, counts in sorted(self.series.items()):
+            _write_series(page, key, counts)
+            yield
+        for name, model in sorted(self._models.items()):
+            for outcome, count in sorted(model.loads.items()):
+                named = labels((("model", name), ("outcome", outcome)))
+                page["mserve_loads_total"].add(named, count)
+            for slot in sorted([*model.slots.values(), *model.retired], key=lambda s: s.version):
+                self._write_version(page, name, slot)
+                yield
+        for process in self.processes():
+            _write_process(page, process)
+
+    def _write_version(self, page: Page, model: str, slot: Slot) -> None:
+        pairs = ("model", model), ("version", str(slot.version))
+        for known in State:
+            named = labels((*pairs, ("state", known.value)))
+            page["mserve_version_state"].add(named, slot.state is known)
+        if slot.servable is None:
+            return
+        named, stats = labels(pairs), slot.servable.stats
+        page["mserve_batch_rows"].add_histogram(named, stats.batch_rows, stats.rows)
+        for metric, value in (
+            ("mserve_run_seconds_total", stats.run_ns / 1e9),
+            ("mserve_queue_seconds_total", stats.queue_ns / 1e9),
+            ("mserve_padding_rows_total", stats.padding),
+            ("mserve_inline_batches_total", stats.inline),
+            ("mserve_in_flight", self.in_flight(slot.servable)),
+            ("mserve_queue_rows", self.waiting(slot.servable)),
+            ("mserve_version_bytes", slot.servable.bundle.byte_size),
+            ("mserve_load_seconds", slot.load_ns / 1e9),
+        ):
+            page[metric].add(named, value)
 
     def _forget(self) -> None:
         """Drop the series of versions that ended a while ago, and of models that left."""
@@ -192,114 +268,34 @@ class Metrics:
                 if version not in (*model.slots, *model.ended, *(s.version for s in model.retired)):
                     del self.series[key]
 
-    def collect(self) -> Iterator[Any]:
-        """The metric families; prometheus_client calls this."""
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-        help = "1 while the newest configuration has a problem and is not used."
-        yield GaugeMetricFamily("mserve_configuration_refused", help, value=float(self._refused()))
-        labels = list(Series._fields)
-        requests = CounterMetricFamily(
-            "mserve_requests", "Inference requests answered, by status.", labels=[*labels, "code"]
-        )
-        total = HistogramMetricFamily(
-            "mserve_request_seconds", "Time from a request's arrival to its answer.", labels=labels
-        )
-        phase = HistogramMetricFamily(
-            "mserve_phase_seconds", "The parts of a request's time.", labels=[*labels, "phase"]
-        )
-        for key, counts in sorted(self.series.items()):
-            for code, count in sorted(counts.codes.items()):
-                requests.add_metric([*key, code], count)
-            if not sum(counts.total.counts):
-                continue
-            total.add_metric([*key], *_seconds(counts.total))
-            for name, histogram in zip(PHASES, counts.phases, strict=True):
-                phase.add_metric([*key, name], *_seconds(histogram))
-        yield from (requests, total, phase)
-        yield from self._per_version()
-        yield from self._per_process()
-
-    def _per_process(self) -> Iterator[Any]:
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-
-        found = self.processes()
-        if not found:
-            return
-        labels = ["process"]
-        up = GaugeMetricFamily("mserve_process_up", "1 while the process takes requests.", labels=labels)
-        starts = CounterMetricFamily("mserve_process_starts", "Starts of the process.", labels=labels)
-        connections = GaugeMetricFamily(
-            "mserve_process_connections", "Open connections of the process.", labels=labels
-        )
-        requests = CounterMetricFamily(
-            "mserve_process_requests", "Inference requests the process has answered.", labels=labels
-        )
-        for process in found:
-            label = [str(process.number)]
-            up.add_metric(label, float(process.up))
-            starts.add_metric(label, process.starts)
-            connections.add_metric(label, process.connections)
-            requests.add_metric(label, process.requests)
-        yield from (up, starts, connections, requests)
-
-    def _per_version(self) -> Iterator[Any]:
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-
-        labels = ["model", "version"]
-        batch = HistogramMetricFamily(
-            "mserve_batch_rows", "Rows of the batches that were run.", labels=labels
-        )
-        run = CounterMetricFamily("mserve_run_seconds", "Time spent running the model.", labels=labels)
-        queue = CounterMetricFamily(
-            "mserve_queue_seconds", "Time that requests waited for a batch.", labels=labels
-        )
-        padding = CounterMetricFamily(
-            "mserve_padding_rows", "Rows that were run only to fill a batch up.", labels=labels
-        )
-        inline = CounterMetricFamily("mserve_inline_batches", "Batches run on the event loop.", labels=labels)
-        flight = GaugeMetricFamily(
-            "mserve_in_flight", "Requests accepted and not yet answered.", labels=labels
-        )
-        waiting = GaugeMetricFamily("mserve_queue_rows", "Rows that wait for a batch.", labels=labels)
-        size = GaugeMetricFamily("mserve_version_bytes", "Bytes of the version's files.", labels=labels)
-        load = GaugeMetricFamily("mserve_load_seconds", "Time that loading the version took.", labels=labels)
-        state = GaugeMetricFamily(
-            "mserve_version_state", "1 for the state a version is in.", labels=[*labels, "state"]
-        )
-        loads = CounterMetricFamily(
-            "mserve_loads", "Loads of versions, by outcome.", labels=["model", "outcome"]
-        )
-        for name, model in sorted(self._models.items()):
-            for outcome, count in sorted(model.loads.items()):
-                loads.add_metric([name, outcome], count)
-            for slot in sorted([*model.slots.values(), *model.retired], key=lambda s: s.version):
-                label = [name, str(slot.version)]
-                for known in State:
-                    state.add_metric([*label, known.value], float(slot.state is known))
-                if slot.servable is None:
-                    continue
-                stats: Stats = slot.servable.stats
-                batch.add_metric(label, _buckets(BATCH_BUCKETS, stats.batch_rows), stats.rows)
-                run.add_metric(label, stats.run_ns / 1e9)
-                queue.add_metric(label, stats.queue_ns / 1e9)
-                padding.add_metric(label, stats.padding)
-                inline.add_metric(label, stats.inline)
-                flight.add_metric(label, self.in_flight(slot.servable))
-                waiting.add_metric(label, self.waiting(slot.servable))
-                size.add_metric(label, slot.servable.bundle.byte_size)
-                load.add_metric(label, slot.load_ns / 1e9)
-        yield from (batch, run, queue, padding, inline, flight, waiting, size, load, loads, state)
+Page = dict[str, Family]
 
 
-def _seconds(histogram: Histogram) -> tuple[list[tuple[str, float]], float]:
-    return _buckets(LATENCY_BUCKETS, histogram.counts), histogram.total_ns / 1e9
+def _page() -> Page:
+    """Every family, in the order of the page, without series."""
+    page = {name: Family(name, kind, help) for name, kind, help in _PLAIN}
+    for name, help, bounds in _HISTOGRAMS:
+        page[name] = Family(name, "histogram", help, bounds)
+    return page
 
 
-def _buckets(bounds: tuple[float, ...], counts: list[int]) -> list[tuple[str, float]]:
-    """Cumulative buckets in Prometheus's form."""
-    rows, running = [], 0
-    for bound, count in zip((*bounds, float("inf")), counts, strict=True):
-        running += count
-        rows.append(("+Inf" if bound == float("inf") else str(float(bound)), float(running)))
-    return rows
+def _write_series(page: Page, key: Series, counts: Counts) -> None:
+    pairs = tuple(zip(Series._fields, key, strict=True))
+    for code, count in sorted(counts.codes.items()):
+        page["mserve_requests_total"].add(labels((*pairs, ("code", code))), count)
+    total = counts.total
+    if not any(total.counts):
+        return
+    page["mserve_request_seconds"].add_histogram(labels(pairs), total.counts, total.total_ns / 1e9)
+    for name, part in zip(PHASES, counts.phases, strict=True):
+        named = labels((*pairs, ("phase", name)))
+        page["mserve_phase_seconds"].add_histogram(named, part.counts, part.total_ns / 1e9)
+
+
+def _write_process(page: Page, process: Process) -> None:
+    named = labels((("process", str(process.number)),))
+    page["mserve_process_up"].add(named, process.up)
+    page["mserve_process_starts_total"].add(named, process.starts)
+    page["mserve_process_connections"].add(named, process.connections)
+    page["mserve_process_requests_total"].add(named, process.requests)

@@ -25,6 +25,7 @@ from ..tensors import TensorSpec
 from ..wire import oip_json, tfs_json
 from ..wire.http1 import JSON
 from ..wire.http1 import TEXT as PLAIN
+from .exposition import CONTENT_TYPE
 from .json_schemas import (
     ANY,
     COUNT,
@@ -40,7 +41,6 @@ from .json_schemas import (
     object_of,
     predict_body,
 )
-from .metrics import CONTENT_TYPE
 
 # An example with more elements, or of more bytes, is left out.
 EXAMPLE_ELEMENTS, EXAMPLE_BYTES = 256, 2000

@@ -11,7 +11,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ..errors import ClientLeft, Overloaded
+from ..errors import ClientLeft, Overloaded, PayloadTooLarge, Unavailable
 
 if TYPE_CHECKING:
     from .http import Connection
@@ -21,6 +21,9 @@ BUFFERED_BYTES_MAX = 512 << 20
 SEND_TIMEOUT_S = 30.0
 IDLE_TIMEOUT_S = 75.0
 CONNECTIONS_MAX = 10_000
+# Who sends so much at once is not read from again in the same tick of the loop, which would
+# otherwise take in megabytes before it turns to the next client.
+REST_BYTES = 64 << 10
 
 
 @dataclass(slots=True)
@@ -52,11 +55,26 @@ class Peers:
         """Whether there is room for so many bytes more."""
         return self.received + self.buffered + size <= self.buffered_max
 
+    def check_body(self, size: int) -> None:
+        """Whether a body may have so many bytes. Raises PayloadTooLarge."""
+        if size > self.body_max:
+            raise PayloadTooLarge(
+                "the request body is too large", expected=f"at most {self.body_max} bytes", found=size
+            )
+
     def receive(self, size: int) -> None:
         """Count bytes of a body as they come. Raises Overloaded."""
         self.received += size
         if not self.takes(0):
             raise self.too_many()
+
+    def full(self) -> Unavailable:
+        """What a connection is told where there are too many."""
+        return Unavailable(
+            "the server has too many connections",
+            expected=f"at most {self.connections_max}",
+            hint="try again later",
+        )
 
     def too_many(self) -> Overloaded:
         """What is said where there is no room."""

@@ -207,3 +207,13 @@ def json_response(value: object, status: int = 200, headers: tuple[tuple[str, st
     except TypeError:  # text that has no UTF-8 form, such as a lone surrogate
         body = json.dumps(value).encode()
     return Response(status, body, JSON, headers)
+
+
+def declined(method: bytes, target: bytes, headers: dict[bytes, bytes]) -> bytes:
+    """The head of a request without its offer to upgrade; the names of `headers` are in small letters."""
+    offered = (b"upgrade", b"http2-settings")
+    wishes = [w.strip() for w in headers.get(b"connection", b"").lower().split(b",")]
+    kept = {name: value for name, value in headers.items() if name not in offered}
+    kept[b"connection"] = b", ".join(w for w in wishes if w not in offered) or b"keep-alive"
+    lines = b"".join(b"%s: %s\r\n" % pair for pair in kept.items())
+    return b"%s %s HTTP/1.1\r\n%s\r\n" % (method, target, lines)
