@@ -9,4 +9,5 @@ python=${PYTHON:-python3}
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-exec .venv/bin/python -m pytest "$@"
+# A file is one process's business: its tests share servers.
+exec .venv/bin/python -m pytest -n 2 --dist loadfile "$@"
