@@ -42,7 +42,7 @@ class Pad:
         if not isinstance(fill, Value):
             raise ValueError("a single value")
         if not isinstance(buckets, list) or not rising(buckets) or len(buckets) > BUCKETS_MAX:
-            raise ValueError(f"buckets that are rising sizes, at most {BUCKETS_MAX}")
+            raise ValueError(f"buckets: at most {BUCKETS_MAX} sizes, each larger than the one before")
         return cls(axis, fill, tuple(buckets))
 
 

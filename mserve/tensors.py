@@ -287,7 +287,8 @@ def _fits(value: Value, dtype: str) -> bool:
     if dtype == "string" or isinstance(value, str):
         return dtype == "string" and isinstance(value, str)
     try:
-        return bool(DTYPES[dtype].to_numpy().type(value) == value or isinstance(value, float))
+        whole = "int" in dtype or dtype == "bool"
+        return bool(DTYPES[dtype].to_numpy().type(value) == value or (isinstance(value, float) and not whole))
     except (ValueError, OverflowError, TypeError):
         return False
 

@@ -232,8 +232,8 @@ BAD = [
     (MODEL + "batching = 1", ["[models.m] batching", "a table"]),
     (MODEL + "batching = { max_queue = 1 }", ["[models.m.batching] max_queue", "belongs in [batching]"]),
     (MODEL + "batching = { max_batch = 0 }", ["mserve.toml:3: [models.m.batching] max_batch", "found: 0"]),
-    ("[batching]\nallowed_batch = [4, 1]", ["[batching] allowed_batch", "rising numbers of rows"]),
-    ("[batching]\nallowed_batch = [0, 1]", ["[batching] allowed_batch", "rising numbers of rows"]),
+    ("[batching]\nallowed_batch = [4, 1]", ["[batching] allowed_batch", "each larger than the one before"]),
+    ("[batching]\nallowed_batch = [0, 1]", ["[batching] allowed_batch", "each larger than the one before"]),
     ("[batching]\nallowed_batch = 4", ["[batching] allowed_batch", "a list"]),
     ("[batching]\nallowed_batch = [1, 256]", ["batching.allowed_batch", "sizes up to max_batch, 128", "256"]),
     (

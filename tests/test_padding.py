@@ -224,11 +224,12 @@ def test_validate_needs_no_golden_samples(tmp_path: Path) -> None:
 IDS = "{ range = [0, 49], pad = { value = 3, buckets = [4, 8, 16] } }"
 BAD: list[tuple[str, Callable[[str], str], str]] = [
     ("no buckets", lambda t: t.replace("buckets = [4, 8, 16]", ""), "at least one"),
-    ("falling buckets", lambda t: t.replace("[4, 8, 16]", "[8, 4]"), "rising sizes"),
+    ("falling buckets", lambda t: t.replace("[4, 8, 16]", "[8, 4]"), "each larger than the one before"),
     ("the batch axis", lambda t: t.replace("pad = { value", "pad = { axis = 0, value"), "axis >= 1"),
     ("an axis that is not there", lambda t: t.replace("pad = { value", "pad = { axis = 2, value"), "axis 2"),
     ("a value of another kind", lambda t: t.replace("value = 3", "value = 'x'"), "is no int64"),
-    ("a value that is no whole number", lambda t: t.replace("value = 3", "value = [1]"), "single value"),
+    ("a value that is no whole number", lambda t: t.replace("value = 3", "value = 1.5"), "is no int64"),
+    ("several values", lambda t: t.replace("value = 3", "value = [1]"), "single value"),
     ("a key that is unknown", lambda t: t.replace("value = 3", "valeu = 3"), "did you mean 'value'"),
     ("a symbol that is padded in one input only", lambda t: t.replace(", pad = {} }", " }"), "'seq'"),
     (

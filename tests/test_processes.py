@@ -629,3 +629,28 @@ def test_whose_turn_it_is_to_accept() -> None:
     first.leave(1)
     assert first.turn(8)
     os.close(fd)
+
+
+def test_a_models_own_batching_holds_in_every_process(tmp_path: Path) -> None:
+    publish(tmp_path, 1)
+    more = '[models.other]\nbase_path = "m"\nbatching = { max_batch = 8, allowed_batch = [4, 8] }\n'
+    with several(tmp_path, more) as server:
+        body = b'{"instances": [[1], [2], [3], [4], [5]]}'
+        for model, padding in (("m", 0), ("other", 3)):
+            answer = server.ask("POST", f"/v1/models/{model}:predict", body, {"x-request-id": model})
+            assert answer.status == 200, answer.body
+            (batch,) = server.get(f"/debug/requests/{model}").json()["batches"]
+            assert batch["padding"] == padding
+
+
+def test_many_models_load_at_once_and_again_after_a_kill(tmp_path: Path) -> None:
+    """Several threads of a fresh process load: none of them may be the first to import an engine."""
+    publish(tmp_path, 1)
+    more = "".join(f'[models.m{n}]\nbase_path = "m"\n' for n in range(7))
+    with several(tmp_path, more) as server:
+        for _ in range(3):
+            killed = pids(server)[0]
+            os.kill(killed, signal.SIGKILL)
+            server.wait_until(lambda: pids(server).get(0, killed) != killed)  # noqa: B023
+        server.wait_until(lambda: sample(server, "mserve_process_up", process="0") == 1)
+        assert "import" not in server.log()

@@ -34,7 +34,8 @@ def command(
 ) -> None:
     """Tell where the time of one of the last requests went: phases, its batch, and what ran before it.
 
-    Exit 3: the server does not remember such a request. Exit 4: nothing listens, or not mserve.
+    Exit 3: the server does not remember such a request, or wants a token. Exit 4: nothing listens there,
+    or not mserve.
     """
     from ..server.rates import not_mserve
     from ..server.remote import Remote, read_token

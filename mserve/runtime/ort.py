@@ -48,6 +48,16 @@ def threads_max() -> int:
     return _threads_max or cpu_budget()
 
 
+def import_engine() -> None:
+    """Import what loading a model needs, before any thread does.
+
+    numpy and ONNX Runtime do not survive that several threads import them first, at the same
+    time: from then on every import fails, for as long as the process lives.
+    """
+    import numpy  # noqa: F401
+    import onnxruntime  # noqa: F401
+
+
 def cpu_budget() -> int:
     """CPUs this process may use: its affinity, and the limit of its control group."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)

@@ -40,7 +40,7 @@ from .. import __version__
 from ..errors import BundleIncomplete, EnvironmentProblem, MserveError
 from ..loader.servable import Servable, Stats, load
 from ..runtime.memory import give_back
-from ..runtime.ort import limit_threads
+from ..runtime.ort import import_engine, limit_threads
 from . import mirror, tallies
 from .access import Access
 from .config import Config, from_tables
@@ -77,6 +77,7 @@ def main() -> None:
         sys.exit(f"mserve was changed on the disk, from {boot['version']}; restart the server")
     config = from_tables(boot["config"])
     begin(config.log)
+    import_engine()
     limit_threads(boot["threads"])
     try:
         uvloop.run(_serve(boot, config, control))

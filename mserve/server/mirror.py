@@ -9,6 +9,7 @@ unloaded and comes back has another one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def _model_of(name: str, model: Model) -> dict[str, Any]:
         "labels": model.labels,
         "available": [handle_of(s) for s in model.available.values()],
         "default": handle_of(model.default),
-        "batching": None if batching is None else [batching.max_batch_rows, batching.delay_ns],
+        "batching": None if batching is None else asdict(batching),
         "problem": model.problem,
         "wanted": model.wanted,
         "ended": model.ended,
@@ -81,7 +82,7 @@ def follow(models: dict[str, Model], state: Iterable[Any], held: Mapping[int, Se
         del models[name]
     for name, entry in told.items():
         labels = entry["targets"]
-        batching = None if entry["batching"] is None else Batching(*entry["batching"])
+        batching = _batching_of(entry["batching"])
         config = ModelConfig(name, Path(entry["base"]), labels=labels, batching=batching)
         model = models.setdefault(name, Model(config))
         model.config = config
@@ -94,6 +95,14 @@ def follow(models: dict[str, Model], state: Iterable[Any], held: Mapping[int, Se
             servable.batching = batching
         model.available = {servable.version: servable for servable in found}
         model.default = held.get(entry["default"])
+
+
+def _batching_of(told: Mapping[str, Any] | None) -> Batching | None:
+    """JSON has lists where the settings have tuples."""
+    if told is None:
+        return None
+    settings: dict[str, Any] = {k: tuple(x) if isinstance(x, list) else x for k, x in told.items()}
+    return Batching(**settings)
 
 
 def _slots(entries: Iterable[Any], held: Mapping[int, Servable]) -> Iterable[Slot]:

@@ -28,6 +28,7 @@ from ..errors import EnvironmentProblem, MserveError, RequestError, printable
 from ..front import Front
 from ..numerics import show_bytes
 from ..runtime import devices
+from ..runtime.ort import import_engine
 from ..wire import tfs_json
 from .app import Server
 from .config import Config, changed, tls_files
@@ -60,6 +61,7 @@ def run(watch: ConfigWatch) -> NoReturn:
 
         uvloop.run(serve(watch))
     else:
+        import_engine()
         uvloop.run(_serve(watch))
     raise AssertionError("unreachable")
 

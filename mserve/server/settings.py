@@ -196,7 +196,7 @@ _TRUTH = Kind("true or false", _flag)
 _SIZE = Kind("bytes, as a number or as text such as 64MiB", _size)
 _TEXT = Kind("a text of printable characters, not empty", _text)
 SIZES_MAX = 64
-_SIZES = Kind(f"a list of rising numbers of rows, at most {SIZES_MAX}", _sizes)
+_SIZES = Kind(f"a list of at most {SIZES_MAX} numbers of rows, each larger than the one before", _sizes)
 _FILE = Kind("the path of a file", _path)
 _DEVICE = Kind(devices.EXPECTED, _device)
 
