@@ -189,6 +189,8 @@ class Infer(RestCall):
             inputs = plan.inputs(self._body, len(self._body) - plan.size)
             return (Query(plan.signature, inputs, plan.rows),)
         query = oip.query(self._message, self.servable)
+        for given in self._message.inputs:
+            given.values = None  # thousands of numbers, whose memory the next request can have
         if self.header:
             length, signature = int(self.header), self.servable.signatures[query.signature]
             self.servable.plans.learn(self._body, length, self._message, query.signature, signature)

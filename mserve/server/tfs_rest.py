@@ -153,6 +153,7 @@ class Predict(TfsRestCall):
         name, signature = _signature(self.servable, tfs_json.signature_name(self._message))
         self._wanted = tfs_json.selected(self._message, signature)
         inputs, self._rows = tfs_json.inputs_of(self._message, signature, booleans=self._booleans)
+        self._message = {}  # thousands of numbers, whose memory the next request can have
         return (Query(name, inputs),)
 
     def encode(self, results: Sequence[Sequence[Array]]) -> Response:
