@@ -32,6 +32,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import uvloop
+from fairness_clients import Ends
 from hpack import Encoder
 from onnx import TensorProto, helper, numpy_helper
 from serving_tools import serving
@@ -182,7 +183,7 @@ class Caller(asyncio.Protocol):
         self._body = body
         self._streams = streams
         self._next = itertools.count(1, 2)
-        self._rest = b""
+        self._ends = Ends()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._write = transport.write  # type: ignore[attr-defined]
@@ -199,17 +200,7 @@ class Caller(asyncio.Protocol):
             self._write(b"".join(pieces))
 
     def data_received(self, data: bytes) -> None:
-        data, at, over = self._rest + data, 0, 0
-        while len(data) - at >= h2.HEADER_BYTES:
-            high, low, kind, flags, _ = h2.HEADER.unpack_from(data, at)
-            until = at + h2.HEADER_BYTES + (high << 16 | low)
-            if until > len(data):
-                break
-            if kind in (Kind.GOAWAY, Kind.RST_STREAM):
-                raise RuntimeError(data[at:until])
-            over += kind == Kind.HEADERS and bool(flags & h2.END_STREAM)
-            at = until
-        self._rest = data[at:]
+        over = self._ends.take(data)
         self.answers += over
         self._ask(over)
 
