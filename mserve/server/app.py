@@ -147,7 +147,9 @@ class Server:
             self.calls.observers.append(self.request_log.observe)
         self._tfs = TfsRest(self.calls, self.peers)
         protocol = Oip(self.calls, self.reconciler, self.unready)
-        self._oip = OipRest(protocol, self.peers)
+        # Who writes every request down asks for more than the express way knows.
+        plain = not self.access_log and self.request_log is None
+        self._oip = OipRest(protocol, self.peers, self._admit if plain else None)
         self._oip_grpc = OipGrpc(protocol, self.peers)
         self._apply(config)
 
@@ -171,6 +173,9 @@ class Server:
         self.peers.buffered_max = limits.buffered
         self.peers.connections_max = limits.connections
         self.peers.idle_timeout_s, self.peers.send_timeout_s = limits.idle, limits.send
+
+    def _admit(self, authorization: bytes) -> bool:
+        return self.access.admit(authorization)
 
     def handle(self, request: Request, reply: Reply) -> Cancel | None:
         """Answer one request, now or later."""

@@ -28,7 +28,7 @@ from ..front import Front, Query
 from ..loader.servable import Servable
 from ..tensors import Array
 from ..wire.context import Context
-from .metrics import Metrics
+from .metrics import Metrics, Over
 
 log = logging.getLogger("mserve")
 
@@ -84,7 +84,7 @@ class Call(ABC):
         """The status as the protocol calls it, for counters; None is success."""
 
 
-Observer = Callable[[Call, MserveError | None, int], None]
+Observer = Callable[[Any, MserveError | None, int], None]
 
 
 class Calls:
@@ -120,9 +120,9 @@ class Calls:
                 self._submit(call, call.queries())
             except Exception as error:
                 self._fail(call, error)
-        return partial(self._cancel, call)
+        return partial(self.cancel, call)
 
-    def _cancel(self, call: Call) -> None:
+    def cancel(self, call: Call) -> None:
         """The client has left: what waits is dropped, what runs is not answered."""
         if not call.done:
             for entry in call.entries:
@@ -164,7 +164,7 @@ class Calls:
         call.parsed_ns = time.monotonic_ns()
         servable, context, predict = call.servable, call.context, self.front.predict
         if len(queries) == 1:
-            reply = partial(self._result, call)
+            reply = partial(self.finish, call)
             call.entries = (predict(servable, queries[0], reply, context.start_ns, context.timeout_ns),)
             return
         call.missing, call.entries, call.results = len(queries), [], [()] * len(queries)
@@ -175,14 +175,14 @@ class Calls:
     def _one_of_several(self, call: Call, index: int, result: Sequence[Array] | MserveError) -> None:
         """One query's outputs, or its error, which is then the whole call's."""
         if isinstance(result, MserveError):
-            self._result(call, result)
+            self.finish(call, result)
             return
         call.results[index] = result  # type: ignore[index]
         call.missing -= 1
         if not call.missing:
             self._answer(call)
 
-    def _result(self, call: Call, result: Sequence[Array] | MserveError) -> None:
+    def finish(self, call: Call, result: Sequence[Array] | MserveError) -> None:
         """The outputs of a call's only query, or an error."""
         if call.done:
             return
@@ -231,11 +231,11 @@ class Calls:
         reference cycle would keep the body, arrays and the servable until the garbage collector comes.
         """
         call.done = True
-        self._observe(call, error)
+        self.count(call, error, time.monotonic_ns())
         call.entries = ()
 
-    def _observe(self, call: Call, error: MserveError | None) -> None:
-        now = time.monotonic_ns()
+    def count(self, call: Over, error: MserveError | None, now: int) -> None:
+        """Tell those who want to know that a call is over."""
         try:
             self.metrics.observe(call, error, now)
             if self.recorder is not None and call.context.request_id:

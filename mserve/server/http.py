@@ -30,6 +30,7 @@ from ..wire.http1 import (
     json_response,
 )
 from .exchange import Exchange, Handler, check_head, error_response, parse_error
+from .express import Express
 from .peers import REST_BYTES, Peers
 
 log = logging.getLogger("mserve")
@@ -49,20 +50,19 @@ class Connection(asyncio.Protocol):
         self._handler = handler
         self._peers = peers
         self._transport: asyncio.Transport | None = None
-        self._pending: deque[Exchange] = deque()
+        self._pending: deque[Exchange | Express] = deque()
         self._parked: deque[Exchange] = deque()
         self._memo = HeadMemo()
         self._dispatching = self._paused = self._resting = False
         self._unread_since: float | None = None
-        self._closing = False
+        self._closing = self._lingering = False
         self._ended: float | None = None
-        self._lingering = False
         self._draining_since: float | None = None
         self._receiving = 0
         self._reset()
-        self._client = ""
+        self.client = ""
         self._parser = httptools.HttpRequestParser(self)
-        self.quiet_since = time.monotonic()
+        self.quiet_ns = time.monotonic_ns()
 
     def _reset(self) -> None:
         """Get ready for the next request's head."""
@@ -84,7 +84,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
         peer = transport.get_extra_info("peername")
-        self._client = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else ""
+        self.client = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else ""
         self._transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)  # type: ignore[union-attr]
         self._peers.open.add(self)
         if len(self._peers.open) > self._peers.connections_max:
@@ -113,13 +113,14 @@ class Connection(asyncio.Protocol):
             self._rest()
         if self._closing or self._lingering:
             return
-        self.quiet_since = time.monotonic()
+        self.quiet_ns = time.monotonic_ns()
         if self._started is None:
             data = self._take_known(data)
             if not data:
-                self._regulate()
+                if self._paused or len(self._pending) >= PIPELINE_MAX or self._resting:
+                    self._regulate()
                 return
-            self._started = self.quiet_since
+            self._started = self.quiet_ns / 1e9
             end = data.find(b"\r\n\r\n", 0, MEMO_HEAD_BYTES) + 4
             self._raw = data[:end] if end > 3 else b""
         self._began_here = False
@@ -155,13 +156,16 @@ class Connection(asyncio.Protocol):
             stop = end + head.length
             if stop > len(data) or head.length > peers.body_max or not peers.takes(head.length):
                 break
-            exchange = Exchange(peers, head, data[end:stop], time.monotonic_ns(), self._client)
-            if request_id or trace:
-                exchange.request_id, exchange.traceparent = request_id, trace
-            at = stop
+            body, at = data[end:stop], stop
+            now = left > 0 and not self._parked and self._unread_since is None
+            left -= 1
+            if now and head.lane is not None and (express := head.lane.take(self, known, body)):
+                self._pending.append(express)
+                continue
+            exchange = Exchange(peers, head, body, time.monotonic_ns(), self.client)
+            exchange.request_id, exchange.traceparent = request_id, trace
             self._pending.append(exchange)
-            if left > 0 and not self._parked and self._unread_since is None:
-                left -= 1
+            if now:
                 self._hand_over(exchange)
                 if self._closing:
                     return b""
@@ -247,7 +251,7 @@ class Connection(asyncio.Protocol):
         head = Head(method, self._target, headers, self._parser.should_keep_alive())
         if self._raw:
             self._memo.learn(self._raw, head)
-        exchange = Exchange(self._peers, head, self._body, time.monotonic_ns(), self._client)
+        exchange = Exchange(self._peers, head, self._body, time.monotonic_ns(), self.client)
         exchange.request_id = headers.get(REQUEST_ID, b"").decode("latin-1")
         exchange.traceparent = headers.get(TRACEPARENT, b"").decode("latin-1")
         self._reset()
@@ -277,7 +281,7 @@ class Connection(asyncio.Protocol):
         self._dispatch()
 
     def _hand_over(self, exchange: Exchange) -> None:
-        reply = partial(self._answer, exchange)
+        reply = partial(self.answer, exchange)
         try:
             cancel = self._handler(exchange, reply)
         except MserveError as error:
@@ -289,7 +293,7 @@ class Connection(asyncio.Protocol):
             if exchange.response is None:
                 exchange.cancel = cancel
 
-    def _answer(self, exchange: Exchange, response: Response) -> None:
+    def answer(self, exchange: Exchange | Express, response: Response | bytes) -> None:
         """Note an answer, and write all that are next in line."""
         if self._transport is None or exchange.dropped or exchange.response is not None:
             return
@@ -335,10 +339,10 @@ class Connection(asyncio.Protocol):
     def _refuse(self, error: MserveError) -> None:
         """Answer what cannot be parsed, behind what is still to be answered, and close."""
         self._reset()
-        exchange = Exchange(self._peers, Head("", b"", {}, keep_alive=False), b"", 0, self._client)
+        exchange = Exchange(self._peers, Head("", b"", {}, keep_alive=False), b"", 0, self.client)
         self._pending.append(exchange)
         self._lingering = True
-        self._answer(exchange, error_response(error))
+        self.answer(exchange, error_response(error))
 
     def _regulate(self) -> None:
         """Read from the client only while it reads its answers, nothing is parked, and others had a turn."""
@@ -366,7 +370,7 @@ class Connection(asyncio.Protocol):
                 self._transport.abort()
         elif self._started is not None and now - self._started > peers.send_timeout_s:
             self._give_up(f"the request was not complete after {peers.send_timeout_s:g} s")
-        elif self._started is None and now - self.quiet_since > peers.idle_timeout_s:
+        elif self._started is None and now - self.quiet_ns / 1e9 > peers.idle_timeout_s:
             self._transport.close()
 
     def _give_up(self, why: str) -> None:
@@ -388,9 +392,9 @@ class Connection(asyncio.Protocol):
             self._draining_since = now
         if self._transport is None or self._pending:
             return
-        since = self._draining_since if self._in_head else max(self._draining_since, self.quiet_since)
+        since = self._draining_since if self._in_head else max(self._draining_since, self.quiet_ns / 1e9)
         if self._started is None:
-            if now - self.quiet_since > LULL_S or now - self._draining_since > DRAIN_S:
+            if now - self.quiet_ns / 1e9 > LULL_S or now - self._draining_since > DRAIN_S:
                 self._transport.close()
         elif now - since > DRAIN_S:
             self._give_up("the server is shutting down, and the request was not complete")

@@ -10,17 +10,15 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
+from ..batching.batcher import Entry
 from ..errors import MserveError
 from ..loader.plan import Slot
 from ..loader.reconciler import Model
 from ..loader.servable import BATCH_BUCKETS, Servable, State
 from ..tensors import Array
 from .exposition import Family, labels
-
-if TYPE_CHECKING:
-    from .calls import Call
 
 # Upper bounds in seconds, about two to a doubling: fine enough for a p99.
 LATENCY_BUCKETS = tuple(round(0.00001 * 2 ** (i / 2), 8) for i in range(44))
@@ -56,6 +54,31 @@ _HISTOGRAMS = (
     ("mserve_phase_seconds", "The parts of a request's time.", LATENCY_BUCKETS),
     ("mserve_batch_rows", "Rows of the batches that were run.", BATCH_BUCKETS),
 )
+
+
+class Asker(Protocol):
+    """Whose call it is, and when it came."""
+
+    request_id: str
+    start_ns: int
+
+
+class Over(Protocol):
+    """What is asked of a call that is over."""
+
+    @property
+    def context(self) -> Asker: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def signature(self) -> str: ...
+    @property
+    def protocol(self) -> str: ...
+    @property
+    def parsed_ns(self) -> int: ...
+    @property
+    def entries(self) -> Sequence[Entry]: ...
+    def code(self, error: MserveError | None) -> str: ...
 
 
 class Series(NamedTuple):
@@ -168,11 +191,11 @@ class Metrics:
         self._latest: dict[tuple[str, int, str, str], Counts] = {}
         self._rendering = asyncio.Lock()
 
-    def observe(self, call: Call, error: MserveError | None, now_ns: int) -> None:
+    def observe(self, call: Over, error: MserveError | None, now_ns: int) -> None:
         """Count a call that was answered, or whose client has left."""
         servable = getattr(call, "servable", None)
-        version, queried = servable.version if servable else 0, call.queried
-        key = (call.model, version, queried[0].signature if queried else "", call.protocol)
+        version = servable.version if servable else 0
+        key = (call.model, version, call.signature, call.protocol)
         counts = self._latest.get(key)
         if counts is None:
             counts = self._counts(call, version)
@@ -187,7 +210,7 @@ class Metrics:
             entry = call.entries[-1]
             counts.note((start, call.parsed_ns, entry.started_ns, entry.ended_ns, now_ns))
 
-    def _counts(self, call: Call, version: int) -> Counts:
+    def _counts(self, call: Over, version: int) -> Counts:
         """The counts of a call's series, new ones where it is the first."""
         self._forget()
         known = call.model if call.model in self._models else ""

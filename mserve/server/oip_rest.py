@@ -29,6 +29,7 @@ from ..wire.oip_plan import Plan, shapes_of
 from . import oip
 from .calls import as_error
 from .exchange import Cancel, Reply, error_response
+from .express import Admit, Lane, Make
 from .oip import Oip
 from .peers import Peers
 from .rest import RestCall, content, context_of
@@ -81,8 +82,12 @@ _PAGES = frozenset(page for page in _METHODS if page.startswith("/"))
 class OipRest:
     """Handles the requests whose path begins with /v2."""
 
-    def __init__(self, protocol: Oip, limits: Peers) -> None:
+    def __init__(self, protocol: Oip, limits: Peers, admit: Admit | None) -> None:
+        """`admit` raises Unauthenticated for an Authorization header that is not known; None where
+        every request must go the long way.
+        """
         self._oip = protocol
+        self._admit = admit
         self._calls = protocol.calls
         self._limits = limits
         self._answers: dict[str, Callable[[Route], Response]] = {
@@ -107,8 +112,8 @@ class OipRest:
             raise MethodNotAllowed("the page answers another method", expected=expected, found=request.method)
         if route.page == "infer":
             header = request.headers.get(_HEADER)
-            begin = partial(self._infer, route.model, oip.version_of(route.version), header)
-            request.head.begin = begin
+            make = partial(self._call, route.model, oip.version_of(route.version), header)
+            request.head.begin = begin = partial(self._infer, make)
             return begin(request, reply)
         if route.page in ("load", "unload"):
             self._calls.spawn(self._administer(route, request, reply))
@@ -118,18 +123,25 @@ class OipRest:
             reply(self._answers[route.page](route))
         return None
 
-    def _infer(
+    def _call(
         self,
         model: str,
         version: tuple[int | None, str | None],
         header: bytes | None,
         request: Request,
         reply: Reply,
-    ) -> Cancel:
+    ) -> Infer:
         call = Infer(request, reply, self._limits.body_max)
         call.model, call.header = model, header
         call.version, call.label = version
-        return self._calls.begin(call, len(request.body))
+        return call
+
+    def _infer(self, make: Make, request: Request, reply: Reply) -> Cancel:
+        call, head = make(request, reply), request.head
+        cancel = self._calls.begin(call, len(request.body))
+        if head.lane is None and call.planned and self._admit is not None and not (head.coded or head.timed):
+            head.lane = Lane(self._calls, self._limits, self._admit, make, call)
+        return cancel
 
     def _ready(self, _: Route) -> Response:
         missing = self._oip.unready()
@@ -183,6 +195,11 @@ class Infer(RestCall):
         self._message = oip_json.parse(body, header)
         oip.prepare(self, self._message)
 
+    @property
+    def planned(self) -> bool:
+        """Whether there is a plan for it."""
+        return self._plan is not None
+
     def queries(self) -> Sequence[Query]:
         plan = self._plan
         if plan is not None:
@@ -200,7 +217,10 @@ class Infer(RestCall):
         outputs, plan = results[0], self._plan
         if plan is not None and (known := plan.heads.get(shapes_of(outputs))):
             raw = [outputs[place].tobytes() for place in plan.places]
-            return self.respond(b"".join((known[0], *raw)), oip_json.BINARY, known[1])
+            response = self.respond(b"".join((known[0], *raw)), oip_json.BINARY, known[1])
+            if response.head and not plan.answers:
+                plan.keep_answer(shapes_of(outputs), response.head, len(response.body))
+            return response
         head = {"model_name": self.model, "model_version": str(self.servable.version)}
         if self._message.id is not None:
             head["id"] = self._message.id

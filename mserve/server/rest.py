@@ -85,6 +85,10 @@ class RestCall(Call):
         headers = (*headers, ("Content-Encoding", encoding.decode()))
         return Response(200, deflate(body, encoding), content_type, headers)
 
+    def compresses(self) -> bool:
+        """Whether the client takes a compressed answer."""
+        return bool(self._accepted())
+
     def _accepted(self) -> bytes:
         return _accepted(self.request.headers.get(b"accept-encoding", b""))
 

@@ -41,7 +41,8 @@ class Head:
     """What the head of a request says. Header names are lower case; of a doubled header the last
     value stands (a doubled Authorization does not get here). `length` is that of the body;
     `coded` and `timed` tell whether it has a Content-Encoding, and how long the client waits.
-    `begin` is what the server does with such a request, once that is known.
+    `begin` is what the server does with such a request, and `lane` a shorter way of doing so,
+    once that is known.
     """
 
     method: str
@@ -53,6 +54,7 @@ class Head:
     coded: bool = False
     timed: bool = False
     begin: Any = None
+    lane: Any = None
 
     def __post_init__(self) -> None:
         self.path = self.target.split(b"?", 1)[0]
@@ -60,6 +62,10 @@ class Head:
         self.length = int(length) if length.isdigit() else 0
         self.coded = b"content-encoding" in self.headers
         self.timed = any(name in self.headers for name in TIMEOUT_HEADERS)
+
+
+# A head that is known, and its request's id and traceparent; "" where it has none.
+Known = tuple[Head, str, str]
 
 
 class HeadMemo:
@@ -70,8 +76,8 @@ class HeadMemo:
         # How this client writes the lines that are cut out, up to their values, if it does.
         self._lines = dict.fromkeys(_CUT, b"")
 
-    def find(self, raw: bytes) -> tuple[Head, str, str] | None:
-        """The head with these bytes, its request id and its traceparent ("" if absent); None if unknown."""
+    def find(self, raw: bytes) -> Known | None:
+        """The head with these bytes; None if unknown."""
         request_id = trace = ""
         if line := self._lines[REQUEST_ID]:
             raw, request_id = _cut(raw, line)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..tensors import DTYPES, Array, Signature, check_inputs
 from .oip import DATATYPES, Buffer, InferRequest, Wanted
@@ -23,6 +23,16 @@ HEADS_MAX = 64
 Shapes = tuple[tuple[int, ...], ...]
 
 
+class Answer(NamedTuple):
+    """The bytes of an HTTP answer up to what its request alone has to say, from there to its first
+    tensor, and the size of its body.
+    """
+
+    head: bytes
+    body: bytes
+    size: int
+
+
 @dataclass(slots=True)
 class Plan:
     """A checked request without its tensors: the signature's resolved name, and its inputs' `rows`.
@@ -30,8 +40,10 @@ class Plan:
     `parts` are the inputs: alias, numpy dtype, elements, where they begin behind the JSON,
     shape; `size` is how many bytes they have in all. `places` says which outputs of the
     signature are answered, where all of these are raw numbers; otherwise it is empty.
-    `timed` tells whether the request has a timeout. `heads` are the JSON parts of such
-    answers, by the shapes of all outputs, each with its length as text.
+    `timed` tells whether the request has a timeout, `alone` whether it shares no batch. `heads`
+    are the JSON parts of such answers, by the shapes of all outputs, each with its length as
+    text; `answers` what stands around the tensors on the wire of HTTP, where they can be so
+    made: for no other request than one whose time is the server's.
     """
 
     message: InferRequest
@@ -41,6 +53,8 @@ class Plan:
     size: int
     places: Sequence[int]
     timed: bool
+    alone: bool = False
+    answers: dict[Shapes, Answer] = field(default_factory=dict)
     heads: dict[Shapes, tuple[bytes, str]] = field(default_factory=dict)
 
     def inputs(self, body: Buffer, start: int) -> dict[str, Array]:
@@ -71,6 +85,15 @@ class Plan:
         if len(self.heads) >= HEADS_MAX:
             self.heads.clear()
         self.heads[shapes] = head, str(len(head))
+
+    def keep_answer(self, shapes: Shapes, head: bytes, size: int) -> None:
+        """Keep an HTTP answer of `size` bytes of body whose head begins so, and whose JSON is kept."""
+        if self.timed or shapes not in self.heads:
+            return
+        if len(self.answers) >= HEADS_MAX:
+            self.answers.clear()
+        start = b"%bContent-Length: %d\r\n" % (head, size)
+        self.answers[shapes] = Answer(start, b"\r\n" + self.heads[shapes][0], size)
 
 
 class Plans:
@@ -108,6 +131,7 @@ class Plans:
 
     def _keep(self, key: bytes, plan: Plan, signature: Signature, inputs: dict[str, Array]) -> None:
         plan.rows = check_inputs(signature, inputs)
+        plan.alone = signature.batch_axis is None or plan.rows == 0
         if len(self._plans) >= PLANS_MAX:
             self._plans.clear()
         self._plans[key] = plan
