@@ -30,8 +30,8 @@ from ..wire.http1 import (
     json_response,
 )
 from .exchange import Exchange, Handler, check_head, error_response, parse_error
-from .express import Express
 from .peers import REST_BYTES, Peers
+from .rest_express import RestExpress
 
 log = logging.getLogger("mserve")
 
@@ -50,7 +50,7 @@ class Connection(asyncio.Protocol):
         self._handler = handler
         self._peers = peers
         self._transport: asyncio.Transport | None = None
-        self._pending: deque[Exchange | Express] = deque()
+        self._pending: deque[Exchange | RestExpress] = deque()
         self._parked: deque[Exchange] = deque()
         self._memo = HeadMemo()
         self._dispatching = self._paused = self._resting = False
@@ -293,7 +293,7 @@ class Connection(asyncio.Protocol):
             if exchange.response is None:
                 exchange.cancel = cancel
 
-    def answer(self, exchange: Exchange | Express, response: Response | bytes) -> None:
+    def answer(self, exchange: Exchange | RestExpress, response: Response | bytes) -> None:
         """Note an answer, and write all that are next in line."""
         if self._transport is None or exchange.dropped or exchange.response is not None:
             return

@@ -15,17 +15,19 @@ from typing import Any
 
 from ..errors import MserveError, Unimplemented
 from ..front import Query
+from ..loader.servable import Servable
 from ..tensors import Array
 from ..wire import oip_proto
 from ..wire.context import Context
 from ..wire.messages import message, methods
 from ..wire.oip import to_raw
-from ..wire.oip_known import Reader
+from ..wire.oip_known import Asked, Reader
 from ..wire.oip_plan import Plan, shapes_of
 from ..wire.protobuf import encode_bytes
 from . import oip
-from .calls import Call, as_error
+from .calls import LOOP_BYTES, Call, Calls, as_error
 from .exchange import Cancel
+from .express import Express
 from .http import PIPELINE_MAX
 from .oip import Oip
 from .peers import Held, Peers
@@ -44,15 +46,23 @@ class Infer(Call):
 
     protocol = "oip-grpc"
 
-    def __init__(self, reader: Reader, body: bytes, context: Context, reply: Callable[[Any], None]) -> None:
+    def __init__(
+        self,
+        body: bytes | Asked,
+        context: Context,
+        reply: Callable[[Any], None],
+        reader: Reader | None = None,
+    ) -> None:
+        """`body` is the message, read by `reader`, or what it asks for."""
         super().__init__(context, reply)
         self._reader = reader
         self._body = body
-        self._plan: Plan | None = None
+        self.plan: Plan | None = None
         self.id = ""
 
     def parse(self) -> None:
-        self._asked = asked = self._reader.read(self._body)
+        body, reader = self._body, self._reader or Reader()
+        self._asked = asked = body if isinstance(body, Asked) else reader.read(body)
         self._body = b""  # a large one waits in one form only
         self.model, self.id = asked.known.model, asked.id
         self.version, self.label = oip.version_of(asked.known.version)
@@ -62,7 +72,7 @@ class Infer(Call):
         asked, plans = self._asked, self.servable.plans
         plan = plans.find_key(asked.key) if asked.key else None
         if plan is not None and (inputs := plan.inputs_of(asked.raw)) is not None:
-            self._plan = plan
+            self.plan = plan
             return (Query(plan.signature, inputs, plan.rows),)
         message = asked.message()
         query = oip.query(message, self.servable)
@@ -72,7 +82,7 @@ class Infer(Call):
         return (query,)
 
     def encode(self, results: Sequence[Sequence[Array]]) -> bytes:
-        outputs, plan = results[0], self._plan
+        outputs, plan = results[0], self.plan
         if plan is not None and (known := plan.heads.get(shapes_of(outputs))):
             return oip_proto.response(known[0], self.id, [outputs[place].tobytes() for place in plan.places])
         asked = oip.outputs(self._asked.known.bare, self.servable, self.signature, outputs)
@@ -86,6 +96,41 @@ class Infer(Call):
 
     def code(self, error: MserveError | None) -> str:
         return error.grpc_status if error else "OK"
+
+
+class InferExpress(Express):
+    """ModelInfer of which everything but the tensors is known."""
+
+    __slots__ = ("_asked", "_context", "_reply")
+
+    protocol = Infer.protocol
+
+    def __init__(
+        self, calls: Calls, servable: Servable, plan: Plan, asked: Asked, context: Context, reply: RpcReply
+    ) -> None:
+        super().__init__(calls, asked.known.model, servable, plan, context.start_ns)
+        self.request_id = context.request_id
+        self._asked, self._context, self._reply = asked, context, reply
+
+    def code(self, error: MserveError | None) -> str:
+        return error.grpc_status if error else "OK"
+
+    def encode(self, outputs: Sequence[Array]) -> bytes | None:
+        plan = self.plan
+        known = plan.heads.get(shapes_of(outputs))
+        if known is None:
+            return None
+        return oip_proto.response(
+            known[0], self._asked.id, [outputs[place].tobytes() for place in plan.places]
+        )
+
+    def send(self, answer: bytes) -> None:
+        self._reply(answer)
+
+    def make(self) -> Call:
+        call = Infer(self._asked, self._context, self._reply)
+        call.plan = self.plan
+        return call
 
 
 class OipGrpc:
@@ -133,7 +178,30 @@ class OipGrpc:
         reply(oip_proto.encode(answer, page(_decode(asked, rpc))))
 
     def _infer(self, rpc: Rpc, reply: RpcReply) -> Cancel:
-        return self._calls.begin(Infer(self._reader, rpc.message, rpc.context, reply), len(rpc.message))
+        body: bytes | Asked = rpc.message
+        size = len(rpc.message)
+        if size <= LOOP_BYTES and not self._calls.observers:
+            try:
+                body = self._reader.read(rpc.message)
+                if express := self._express(body, rpc.context, reply):
+                    express.begin(size, rpc.context.timeout_ns)
+                    return express.cancel
+            except MserveError:
+                pass  # the long way will say why
+        return self._calls.begin(Infer(body, rpc.context, reply, self._reader), size)
+
+    def _express(self, asked: Asked, context: Context, reply: RpcReply) -> InferExpress | None:
+        """A request that may go the express way; None where it may not. Raises MserveError."""
+        known = asked.known
+        if not asked.key:
+            return None
+        servable = self._calls.front.resolve(known.model, *oip.version_of(known.version))
+        plan = servable.plans.find_key(asked.key)
+        if plan is None or plan.timed or (inputs := plan.inputs_of(asked.raw)) is None:
+            return None
+        express = InferExpress(self._calls, servable, plan, asked, context, reply)
+        express.inputs = inputs
+        return express
 
     def _load(self, rpc: Rpc, reply: RpcReply) -> None:
         asked = _decode("RepositoryModelLoadRequest", rpc)
@@ -180,7 +248,7 @@ class OipGrpc:
         timeout = max(1, stream.start_ns + stream.timeout_ns - now) if stream.timeout_ns else 0
         context = Context(now, timeout, stream.request_id, stream.traceparent, stream.admin)
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        call = Infer(self._reader, body, context, partial(_settle, answer))
+        call = Infer(body, context, partial(_settle, answer), self._reader)
         held = Held(self._peers)
         try:
             held.take(len(body))
@@ -188,7 +256,7 @@ class OipGrpc:
             held.release()
             # Its traceback would hold the message until the requests before it are answered.
             answer.set_result(error.with_traceback(None))
-            return _Asked(Infer(self._reader, b"", context, answer.set_result), answer, held, lambda: None)
+            return _Asked(Infer(b"", context, answer.set_result), answer, held, lambda: None)
         return _Asked(call, answer, held, self._calls.begin(call, len(body)))
 
 

@@ -29,10 +29,10 @@ from ..wire.oip_plan import Plan, shapes_of
 from . import oip
 from .calls import as_error
 from .exchange import Cancel, Reply, error_response
-from .express import Admit, Lane, Make
 from .oip import Oip
 from .peers import Peers
 from .rest import RestCall, content, context_of
+from .rest_express import Admit, Lane, Make
 
 _MODEL = re.compile(r"/v2/models/([^/]+)(?:/(?:versions|labels)/([^/]+))?(?:/(ready|infer|config|stats))?/?")
 _REPOSITORY = re.compile(r"/v2/repository/models/([^/]+)/(load|unload)/?")
@@ -218,7 +218,7 @@ class Infer(RestCall):
         if plan is not None and (known := plan.heads.get(shapes_of(outputs))):
             raw = [outputs[place].tobytes() for place in plan.places]
             response = self.respond(b"".join((known[0], *raw)), oip_json.BINARY, known[1])
-            if response.head and not plan.answers:
+            if response.head and shapes_of(outputs) not in plan.answers:
                 plan.keep_answer(shapes_of(outputs), response.head, len(response.body))
             return response
         head = {"model_name": self.model, "model_version": str(self.servable.version)}
