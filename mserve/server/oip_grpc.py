@@ -106,7 +106,7 @@ class InferExpress(Express):
     protocol = Infer.protocol
 
     def __init__(
-        self, calls: Calls, servable: Servable, plan: Plan, asked: Asked, context: Context, reply: RpcReply
+        self, calls: Calls, asked: Asked, context: Context, reply: RpcReply, *, servable: Servable, plan: Plan
     ) -> None:
         super().__init__(calls, asked.known.model, servable, plan, context.start_ns)
         self.request_id = context.request_id
@@ -199,7 +199,7 @@ class OipGrpc:
         plan = servable.plans.find_key(asked.key)
         if plan is None or plan.timed or (inputs := plan.inputs_of(asked.raw)) is None:
             return None
-        express = InferExpress(self._calls, servable, plan, asked, context, reply)
+        express = InferExpress(self._calls, asked, context, reply, servable=servable, plan=plan)
         express.inputs = inputs
         return express
 

@@ -53,7 +53,7 @@ class Lane:
             plan = servable.plans.find(body, self.json_bytes)
             if plan is None or not plan.answers:
                 return None
-            express = RestExpress(self, connection, known, body, servable, plan)
+            express = RestExpress(self, connection, known, body, servable=servable, plan=plan)
             express.begin(len(body))
         except MserveError:
             return None  # the long way will say why
@@ -69,7 +69,7 @@ class RestExpress(Express):
     protocol = "oip-rest"
 
     def __init__(
-        self, lane: Lane, connection: Connection, known: Known, body: bytes, servable: Servable, plan: Plan
+        self, lane: Lane, connection: Connection, known: Known, body: bytes, *, servable: Servable, plan: Plan
     ) -> None:
         super().__init__(lane.calls, lane.model, servable, plan, connection.quiet_ns)
         self.lane, self.connection, self.body = lane, connection, body

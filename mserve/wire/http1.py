@@ -90,8 +90,8 @@ class HeadMemo:
         """Keep a head that llhttp has read from these bytes, if it is of the plain kind."""
         if not _is_plain(raw, head):
             return
-        small = raw.lower()
         for name in _CUT:
+            small = raw.lower()
             line = _line(raw, small, name)
             raw, value = _cut(raw, line) if line else (raw, "")
             if small.count(b"\n%b:" % name) != bool(value):
