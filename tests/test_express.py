@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -253,6 +255,9 @@ def test_a_client_that_leaves_takes_its_request_along(tmp_path: Path, taken: lis
         before = len(taken)
         writer.write(request(1))
         await until(lambda: len(taken) > before)
+        # A reset, not the end of what it sends: it will not read the answer.
+        reset = struct.pack("ii", 1, 0)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
         writer.transport.abort()
         await until(lambda: taken[-1].cancelled)
         await until(server.executor.idle)
