@@ -242,8 +242,9 @@ def _warmup_text(warmup: Phase | None) -> str:
 
 def _server_text(server: Mapping[str, Any]) -> str:
     queue = server["mean_queue_ms"]
+    inline = "" if server["inline_share"] is None else f"{server['inline_share']:.0%} run inline, "
     return (
-        f"{server['mean_batch_rows']:.2f} rows in a batch, {server['inline_share']:.0%} run inline, "
+        f"{server['mean_batch_rows']:.2f} rows in a batch, {inline}"
         f"mean run {server['mean_run_ms']:.3f} ms"
         + (f", mean queue {queue:.3f} ms" if queue is not None else "")
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import UsageError
 from . import _output
+from ._bench_targets import TargetOptions
+from ._options import with_options
 
 if TYPE_CHECKING:
     from ..bench.report import Report
@@ -21,9 +22,13 @@ SWEEP_MAX = 1000
 DURATION_S = 5.0
 
 
+@with_options(asked=TargetOptions)
 def command(
     target: Annotated[
-        str, typer.Argument(metavar="TARGET", help="A bundle, or a server's URL (http://HOST:PORT).")
+        str,
+        typer.Argument(
+            metavar="TARGET", help="A bundle, or a server's URL: http://HOST:PORT or grpc://HOST:PORT."
+        ),
     ],
     qps: Annotated[
         str | None,
@@ -45,23 +50,20 @@ def command(
         typer.Option(metavar="EXPR", help="p99=50ms, errors=0.1%: exit 1 if missed; repeatable."),
     ] = None,
     arrivals: Annotated[str, typer.Option(help="Open loop: poisson or constant.")] = "poisson",
-    inputs: Annotated[Path | None, typer.Option(help="The request: an npz file or JSON request.")] = None,
-    model: Annotated[str, typer.Option(help="Which model of a server with several.")] = "",
-    signature: Annotated[str, typer.Option(help="Which signature; default: serving_default.")] = "",
-    device: Annotated[str, typer.Option(help="Where a bundle runs: cpu, auto or cuda:0,cuda:1.")] = "",
-    rows: Annotated[int | None, typer.Option(help="Rows of each request (1).", min=1, max=1_000_000)] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the arrivals.", min=0)] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the arrivals and of the requests.", min=0)] = 1,
     timeout: Annotated[
         float, typer.Option(help="Seconds to wait for answers after the last request.", min=0.01, max=86_400)
     ] = 10.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    *,
+    asked: TargetOptions,
 ) -> None:
     """Measure latency and capacity, from the time when each request was due.
 
     Exit 1: --slo missed, or no request was answered; 4: nothing listens, or the server died.
     """
     from ..bench import environment, session
-    from ..bench.opening import Ask, open_target
+    from ..bench.opening import open_target
     from ..bench.slo import DEFAULT, parse
     from ..bench.verdict import Load
 
@@ -69,8 +71,6 @@ def command(
     searching = qps == AUTO
     objectives = parse(slo or [DEFAULT]) if slo or searching else None
     _check(qps, concurrency, objectives)
-    if rows is not None and inputs is not None:
-        raise UsageError("--rows is for made-up requests", hint="--inputs holds its rows itself")
     load = Load(
         rate=rates[0] if rates else None,
         concurrency=concurrency or 16,
@@ -82,7 +82,7 @@ def command(
     )
     session.check(load, rates)
     stamp = environment.stamp(sys.argv[1:])
-    opened = open_target(target, Ask(model, signature, rows or 1, inputs, device))
+    opened = open_target(target, asked.ask(seed))
     work = session.Session(opened, load, objectives, _output.note)
     result = session.run(work.search() if searching else work.sweep(rates) if rates else work.closed())
     if as_json:
