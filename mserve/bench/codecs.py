@@ -159,8 +159,10 @@ def _oip_encode(endpoint: Endpoint, asked: Asked, arrays: Mapping[str, Array]) -
                 found=f"{dtype_of(array)}, or NaN",
                 hint="--protocol oip-binary",
             )
-        entries.append(entry | {"data": array.ravel().tolist()})
-    return oip_request(endpoint, asked, orjson.dumps({"inputs": entries, **_oip_parameters(asked)}))
+        plain = array.dtype.kind in "fiub"
+        entries.append(entry | {"data": np.ravel(array) if plain else array.ravel().tolist()})
+    body = {"inputs": entries, **_oip_parameters(asked)}
+    return oip_request(endpoint, asked, orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY))
 
 
 def _oip_binary(endpoint: Endpoint, asked: Asked, arrays: Mapping[str, Array]) -> bytes:

@@ -136,13 +136,12 @@ def open_spawned(bundle: Path, ask: Ask) -> Target:
         scheme, port, grpc_port = child.ports()
         if ask.protocol in CODECS and CODECS[ask.protocol].method:
             scheme, port = scheme.replace("http", "grpc"), grpc_port
-        model = ask.model or open_bundle(bundle).metagraph.name
         url = f"{scheme}://127.0.0.1:{port}"
         target = open_url(url, ask, samples)
     except BaseException:
         child.stop()
         raise
-    ask.note(f"started a server of {model}: {url}, process {child.pid}, {_named(others)}")
+    ask.note(f"started a server: {url}, process {child.pid}, {_named(others)}")
     if own:
         os.sched_setaffinity(0, own)
     return Spawned(child, target, own, ask.note)
