@@ -4,7 +4,9 @@ A `Channel` is one TCP connection that carries many calls at a time, each a stre
 HTTP/2 (`wire/http2_client.py`); a `GrpcConnection` is a place in one, for one call at a
 time, so that thousands of requests on their way do not need thousands of sockets.
 
-Calls that are sent while answers are being read go out together when all were read.
+Calls that are sent while answers are being read go out together when all were read. A
+call that the server refuses unseen (REFUSED_STREAM) is asked once more, as every client of
+gRPC does: servers that count a stream as open until its last write has ended refuse some.
 """
 
 from __future__ import annotations
@@ -190,14 +192,14 @@ class GrpcConnection:
         self.stream: Reply | None = None
         self._channel = channel
         self.usable = True
-        self._given_up = False
+        self._given_up = self._again = False
         self._done: Done | None = None
         self._parts: list[bytes] = []
         self._size = 0
 
     def send(self, index: int, done: Done) -> None:
         """Send a call; `done` is called when its answer is complete, or can never be."""
-        self.index, self._done, self.first_ns = index, done, 0
+        self.index, self._done, self.first_ns, self._again = index, done, 0, False
         channel = self._channel
         self.number = index % len(channel.requests)
         channel.ask(self)
@@ -231,6 +233,10 @@ class GrpcConnection:
             self.end(OK, "")
         elif kind == RESET:
             code = int.from_bytes(data, "big") if data else Code.PROTOCOL_ERROR
+            if code == Code.REFUSED_STREAM and not self._again and channel.usable:
+                self._again = True  # the server has not looked at it, so that it is asked once more
+                channel.ask(self)
+                return
             status = STATUS[_OF_RESET.get(code, "INTERNAL")]
             self.end(GRPC + status, f"the stream was reset, code {code}")
         else:

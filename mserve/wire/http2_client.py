@@ -186,6 +186,8 @@ class Http2Client(Http2):
         """A whole header block: the head of an answer, one to be passed over, or trailers."""
         found = self._decode(block, self._blocks.read)
         stream: Any = self.streams.get(identity)
+        if self.state(identity) == "idle":
+            raise ConnectionFault(Code.PROTOCOL_ERROR, "an answer to nothing")
         if stream is None or stream.ended:
             self._stateful(Kind.HEADERS, identity)
             return
