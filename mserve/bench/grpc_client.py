@@ -5,8 +5,8 @@ HTTP/2 (`wire/http2_client.py`); a `GrpcConnection` is a place in one, for one c
 time, so that thousands of requests on their way do not need thousands of sockets.
 
 Calls that are sent while answers are being read go out together when all were read. A
-call that the server refuses unseen (REFUSED_STREAM) is asked once more, as every client of
-gRPC does: servers that count a stream as open until its last write has ended refuse some.
+call that the server refuses unseen (REFUSED_STREAM) is asked again, as clients of gRPC do:
+servers that count a stream as open until its last write has ended refuse some.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from ..wire.http2_frames import Code
 from .client import ANSWER_BYTES_MAX, Check, Done
 from .recorder import CONNECTION, GRPC, NOT_HTTP, OK, WRONG
 
+REFUSED_MAX = 8
 # What the end of a stream means where the server told nothing else.
 _OF_RESET: dict[int, str] = {
     Code.REFUSED_STREAM: "UNAVAILABLE",
@@ -192,14 +193,15 @@ class GrpcConnection:
         self.stream: Reply | None = None
         self._channel = channel
         self.usable = True
-        self._given_up = self._again = False
+        self._given_up = False
+        self._refused = 0
         self._done: Done | None = None
         self._parts: list[bytes] = []
         self._size = 0
 
     def send(self, index: int, done: Done) -> None:
         """Send a call; `done` is called when its answer is complete, or can never be."""
-        self.index, self._done, self.first_ns, self._again = index, done, 0, False
+        self.index, self._done, self.first_ns, self._refused = index, done, 0, 0
         channel = self._channel
         self.number = index % len(channel.requests)
         channel.ask(self)
@@ -233,8 +235,8 @@ class GrpcConnection:
             self.end(OK, "")
         elif kind == RESET:
             code = int.from_bytes(data, "big") if data else Code.PROTOCOL_ERROR
-            if code == Code.REFUSED_STREAM and not self._again and channel.usable:
-                self._again = True  # the server has not looked at it, so that it is asked once more
+            if code == Code.REFUSED_STREAM and self._refused < REFUSED_MAX and not channel.http2.leaving:
+                self._refused += 1  # the server has not looked at it
                 channel.ask(self)
                 return
             status = STATUS[_OF_RESET.get(code, "INTERNAL")]
