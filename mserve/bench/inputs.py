@@ -97,11 +97,13 @@ def read_inputs(path: Path, rows: int = 0) -> Samples:
     lines = [line for line in data.splitlines() if line.strip()]
     if path.suffix not in (".jsonl", ".ndjson") and (len(lines) < 2 or not orjson_object(lines[0])):
         return Samples([_json(data, path, "")], str(path))
+    if not lines:
+        raise InputError("the file holds no requests", where=path, expected="a JSON request a line")
     if len(lines) > REQUESTS_MAX:
         raise InputError(
             "too many requests", where=path, expected=f"at most {REQUESTS_MAX}", found=len(lines)
         )
-    if lines and "time" in orjson_object(lines[0]):
+    if "time" in orjson_object(lines[0]):
         return _log(lines, path)
     return Samples([_json(line, path, f":{i}") for i, line in enumerate(lines, 1)], str(path))
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from ..errors import MserveError
 from ..numerics import compare
-from ..tensors import Array
+from ..tensors import Array, dtype_of
 from .codecs import CODECS, readable
 
 Outputs = Mapping[str, Array]
@@ -47,6 +47,8 @@ def difference(expected: Outputs, found: Outputs) -> str:
         if name not in found:
             return f"output {name!r} is missing: the answer has {', '.join(map(repr, found)) or 'none'}"
         actual = _as(found[name], array)
+        if (dtype_of(actual) == "string") != (dtype_of(array) == "string"):
+            return f"output {name!r}: {dtype_of(actual)}, not {dtype_of(array)}"
         gap = compare(array, actual)
         if not gap.equal:
             return f"output {name!r}: {gap.reason}{_element(array, actual, gap.where)}"
