@@ -236,6 +236,7 @@ def test_a_bundle_in_process_is_verified(mlp_file: Any, tmp_path: Any) -> None:
     assert drive(bare, 30).counts() == {OK: 30}
     assert bare.describe()["verified"] == "the model alone"
     spoiled = opened(golden, verify=True)
+    assert drive(opened(golden, verify=True), 9, 1).counts() == {OK: 9}
     spoiled.expected[1] = {"y": spoiled.expected[1]["y"] + 1}  # type: ignore[attr-defined]
     answers = drive(spoiled, 9, 1)
     assert answers.counts() == {OK: 6, WRONG: 3}

@@ -20,7 +20,7 @@ from ..runtime.devices import CPU, checked, settled
 from ..runtime.ort import cpu_budget
 from ..tensors import Array, check_inputs
 from .bundle_inputs import bundle_samples
-from .client import Connection, Done
+from .client import SEEN_ANSWER_BYTES, SEEN_VARIANTS, Connection, Done
 from .inputs import Samples
 from .recorder import OK, WRONG
 from .server_view import Counters
@@ -54,6 +54,8 @@ class InProcess:
         inputs = [sample.arrays for sample in samples.requests]
         self.queries = [Query(name, arrays) for name, arrays in zip(names, inputs, strict=True)]
         self.expected: list[Outputs] | None = self._expected() if verify else None
+        # For each request the latest outputs that were right, as bytes: the same are right again.
+        self.known: list[list[list[bytes]]] = [[] for _ in self.queries]
         self.versions: dict[bytes, int] = {}
         self.answered = 0
         metagraph = servable.bundle.metagraph
@@ -162,7 +164,14 @@ class Caller:
         done(self, WRONG if wrong else OK, wrong)
 
     def _wrong(self, result: Sequence[Array]) -> str:
-        target = self._target
+        """What is wrong with outputs, "" if nothing is."""
+        target, number = self._target, self._number
         assert target.expected is not None
-        names = target.servable.signatures[target.queries[self._number].signature].outputs
-        return difference(target.expected[self._number], dict(zip(names, result, strict=True)))
+        found = [x.tobytes() for x in result if not x.dtype.hasobject]
+        if len(found) == len(result) and found in target.known[number]:
+            return ""
+        names = target.servable.signatures[target.queries[number].signature].outputs
+        wrong = difference(target.expected[number], dict(zip(names, result, strict=True)))
+        if not wrong and sum(map(len, found)) <= SEEN_ANSWER_BYTES:
+            target.known[number] = [found, *target.known[number][: SEEN_VARIANTS - 1]]
+        return wrong

@@ -11,6 +11,7 @@ import numpy as np
 from .quantiles import NEVER_NS, Ints, Percentile, percentile
 from .recorder import INTERRUPTED, Phase, Rates, closed_rates, lag_p99, open_rates, outcome_name
 from .slo import Slo
+from .target_facts import target_rows
 from .verdict import CLOSED_LABEL, Load, Measurement, Verdict, judge, late_client, show
 
 PERCENTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
@@ -221,6 +222,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("warm-up", _warmup_text(seen.warmup)),
         ("requests", f"{report.total:,}: {report.ok:,} ok, {report.total - report.ok:,} failed"),
     ]
+    rows[2:2] = target_rows(target)
     rows += [(f"failed: {e['class']}", f"{e['count']:,}: {e['message'][:200]}") for e in report.errors()]
     if report.load.rate is not None:
         rows.append(("offered", f"{report.rates.offered:,.1f}/s"))

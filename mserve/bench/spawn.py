@@ -170,7 +170,11 @@ class Spawned:
 
     async def start(self) -> None:
         """Get ready on the running loop."""
-        await self._target.start()
+        try:
+            await self._target.start()
+        except BaseException:
+            self._child.stop()
+            raise
 
     def description(self) -> Connector:
         """What opens connections, here or in another process."""

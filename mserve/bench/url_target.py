@@ -66,6 +66,9 @@ def open_url(url: str, ask: Ask, given: Samples | None = None) -> UrlTarget:
     if name and ask.model and name != ask.model:
         raise UsageError("--model differs from the URL's model", expected=name, found=ask.model)
     check_protocol(ask.protocol, endpoint)
+    if ask.ca is not None and endpoint.scheme not in ("https", "grpcs"):
+        hint = f"give the URL as {'grpcs' if endpoint.is_grpc else 'https'}://"
+        raise UsageError("--ca is for a URL with TLS", found=endpoint.url, hint=hint)
     token = read_token(ask.token_file) if ask.token_file else ""
     endpoint = replace(endpoint, ca=str(ask.ca or ""), token=token)
     endpoint.tls()
