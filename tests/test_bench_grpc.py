@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -294,6 +295,36 @@ def test_a_server_that_stops_ends_its_calls_and_connections() -> None:
             return Answers()
 
         uvloop.run(work())
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3, 5])
+def test_a_connection_that_nobody_waits_for_any_more_is_closed(turns: int) -> None:
+    """A run may end while connections are being opened."""
+
+    async def work() -> None:
+        gone = asyncio.get_running_loop().create_future()
+
+        async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                while await reader.read(4096):
+                    pass
+            except ConnectionResetError:
+                pass
+            writer.close()
+            gone.set_result(None)
+
+        async with tcp_server(talk) as port:
+            it = source(port)
+            opening = asyncio.create_task(it.connect())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            opening.cancel()
+            with suppress(asyncio.CancelledError):
+                await opening
+            if turns > 1:
+                await asyncio.wait_for(gone, 10)
+
+    uvloop.run(work())
 
 
 def test_a_call_that_is_refused_unseen_is_asked_again_but_not_forever() -> None:

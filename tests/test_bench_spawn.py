@@ -19,7 +19,7 @@ import mserve
 from mserve.bench.codecs import CODECS
 from mserve.bench.recorder import OK
 from mserve.bench.spawn import split_cpus
-from mserve.errors import EnvironmentProblem
+from mserve.errors import EnvironmentProblem, UsageError
 
 QUICK = ("--duration", 0.3, "--warmup", 0.1)
 
@@ -103,7 +103,7 @@ def test_a_server_that_does_not_start_says_why(flags: tuple[str, ...], text: str
 
 def test_nothing_is_left_where_the_server_cannot_be_asked(bundle: Path) -> None:
     before = children()
-    with pytest.raises(EnvironmentProblem):
+    with pytest.raises(UsageError, match="without gRPC"):
         opened(bundle, spawn=True, protocol="grpc", serve_flags=("--grpc-port=off",))
     assert children() == before
 

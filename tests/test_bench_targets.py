@@ -18,11 +18,15 @@ import trustme
 import uvloop
 from bench_targets_tools import ask_all, drive, grpcio_server, opened
 from bench_tools import bench_json, canned, run_bench
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from server_tools import Running, serving
 
 import mserve
+from mserve.bench import oip_target, tfs_target
 from mserve.bench.codecs import CODECS
 from mserve.bench.recorder import GRPC, OK
+from mserve.bench.server_view import server_view
 from mserve.bench.statistics import of_statistics
 from mserve.errors import EnvironmentProblem, MserveError, NotFound, Unauthenticated, UsageError
 from mserve.wire.messages import message
@@ -244,6 +248,60 @@ def test_statistics_of_a_server_without_our_metrics() -> None:
         {"model_stats": [{"inference_stats": {"success": 1}}]},
     ):
         assert of_statistics(odd) is None
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["inputs", "name", "datatype", "shape", "metadata", "signature_def", "x", "dtype"]
+            )
+            | st.sampled_from(
+                ["tensor_shape", "dim", "size", "signatures", "unknown_rank", "FP32", "DT_FLOAT"]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=20,
+)
+
+
+@given(JSON, st.sampled_from(["", "x"]))
+@settings(max_examples=300, deadline=None)
+def test_metadata_of_any_form_is_understood_or_refused_in_words(value: Any, name: str) -> None:
+    for read in (oip_target.signature_of, tfs_target.signature_of):
+        for page in (value, {"inputs": [value]}, {"metadata": {"signature_def": {"signature_def": value}}}):
+            with suppress(MserveError):
+                read(page, name)
+
+
+def test_a_server_s_page_of_anything_is_not_taken_for_an_example() -> None:
+    """A server that answers every page with the same text has no example."""
+    pages = oip_pages([]) | {"GET /v1/models/m/example": (200, b"<html>hello</html>")}
+    with canned(pages) as at:
+        target = opened(at, model="m")
+        assert target.describe()["inputs"] == "made up"
+        assert drive(target, 3).counts() == {OK: 3}
+
+
+def test_our_metrics_have_phases_and_sizes_of_batches(server: Running) -> None:
+    target = opened(server.url, rows=3)
+
+    async def work() -> tuple[Any, Any]:
+        before = await target.counters()
+        await ask_all(target, 20)
+        return before, await target.counters()
+
+    before, after = uvloop.run(work())
+    view = server_view(before, after)
+    assert view is not None
+    assert view["requests"] == view["batches"] == 20
+    assert view["batch_rows"] == [{"rows_max": 4, "batches": 20}]
+    assert list(view["phases_ms"]) == ["parse", "queue", "compute", "encode"]
+    assert all(ms >= 0 for ms in view["phases_ms"].values())
 
 
 # TLS and tokens

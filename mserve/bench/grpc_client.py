@@ -5,8 +5,9 @@ HTTP/2 (`wire/http2_client.py`); a `GrpcConnection` is a place in one, for one c
 time, so that thousands of requests on their way do not need thousands of sockets.
 
 Calls that are sent while answers are being read go out together when all were read. A
-call that the server refuses unseen (REFUSED_STREAM) is asked again, as clients of gRPC do:
-servers that count a stream as open until its last write has ended refuse some.
+call that the server refuses unseen (REFUSED_STREAM) is asked again, as clients of gRPC do,
+and the connection carries one call less at a time from then on: servers that count a stream
+as open until its last write has ended refuse some within the limit that they told.
 """
 
 from __future__ import annotations
@@ -72,7 +73,10 @@ class Channel(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
-        self.flush()
+        if self.usable:
+            self.flush()
+        else:  # nobody waits for it any more
+            transport.abort()  # type: ignore[attr-defined]
 
     def data_received(self, data: bytes) -> None:
         now = time.perf_counter_ns()
@@ -237,6 +241,8 @@ class GrpcConnection:
             code = int.from_bytes(data, "big") if data else Code.PROTOCOL_ERROR
             if code == Code.REFUSED_STREAM and self._refused < REFUSED_MAX and not channel.http2.leaving:
                 self._refused += 1  # the server has not looked at it
+                http2 = channel.http2
+                http2.streams_taken = max(1, min(http2.streams_taken, len(http2.streams) + 1) - 1)
                 channel.ask(self)
                 return
             status = STATUS[_OF_RESET.get(code, "INTERNAL")]

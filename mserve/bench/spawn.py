@@ -20,7 +20,7 @@ from typing import Any
 
 import orjson
 
-from ..errors import EnvironmentProblem
+from ..errors import EnvironmentProblem, UsageError
 from ..format import open_bundle
 from .bundle_inputs import bundle_samples
 from .client import Connection
@@ -136,6 +136,8 @@ def open_spawned(bundle: Path, ask: Ask) -> Target:
         scheme, port, grpc_port = child.ports()
         if ask.protocol in CODECS and CODECS[ask.protocol].method:
             scheme, port = scheme.replace("http", "grpc"), grpc_port
+            if not grpc_port:
+                raise UsageError("the server was started without gRPC", found=" ".join(ask.serve_flags))
         url = f"{scheme}://127.0.0.1:{port}"
         target = open_url(url, ask, samples)
     except BaseException:

@@ -9,7 +9,7 @@ or follows from what the server tells of its model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -148,14 +148,22 @@ def _samples(api: Api, asked: Asked, ask: Ask) -> Samples:
         if body is None or rows > 1:
             raise
         return Samples([example], "the server's example")
-    if body is None:
+    arrays = _fitting(example, signature)
+    if arrays is None:
         return Samples(made_up(signature, rows, ask.distinct, ask.seed, {}), "made up")
-    arrays = arrays_of(example, signature)
     first = Sample(_repeated(arrays, rows) if signature.batch_axis is not None else arrays)
     if ask.inputs == GOLDEN:
         return Samples([first], "the server's example")
     more = made_up(signature, rows, ask.distinct, ask.seed, pools(signature, arrays))
     return Samples([first, *more[1:]], "the server's example, and others like it")
+
+
+def _fitting(example: Sample, signature: Signature) -> Mapping[str, Array] | None:
+    """An example's arrays; None where there is none, or the page was something else."""
+    try:
+        return arrays_of(example, signature) if example.body else None
+    except MserveError:
+        return None
 
 
 def _repeated(arrays: Any, rows: int) -> dict[str, Array]:
