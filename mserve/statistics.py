@@ -100,7 +100,7 @@ def top_overlap(one: Array, other: Array, k: int) -> float:
     if k <= 0:
         return 1.0
     tops = [np.argsort(-scores.astype(np.float64), kind="stable")[:k] for scores in (one, other)]
-    return float(np.intersect1d(*tops).size / k)
+    return float(np.intersect1d(tops[0], tops[1]).size / k)
 
 
 def auc(labels: Array, scores: Array) -> float:

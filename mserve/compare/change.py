@@ -161,10 +161,15 @@ class Level:
         worst = next((s for s in SEVERITY if any(c.severity == s for c in self.changes)), NONE)
         return {NONE: EQUAL, COMPATIBLE: CHANGED}.get(worst, worst)
 
+    @property
+    def shown(self) -> str:
+        """What was compared, or why it was not."""
+        return self.skipped or self.summary
+
     def to_json(self) -> dict[str, Any]:
         return {
             "verdict": self.verdict,
-            "summary": self.skipped or self.summary,
+            "summary": self.shown,
             "changes": [change.to_json() for change in self.changes],
         }
 
@@ -180,14 +185,13 @@ class Diff:
     @property
     def changes(self) -> list[Change]:
         """Those of all levels, worst first, in the order of the levels."""
-        found = [change for level in self.levels for change in level.changes]
-        return sorted(found, key=lambda change: SEVERITY.index(change.severity))
+        return worst_first(change for level in self.levels for change in level.changes)
 
     def level(self, name: str) -> Level:
         return next(level for level in self.levels if level.name == name)
 
     def failing(self, fail_on: Iterable[str]) -> list[Change]:
-        """The changes that `--fail-on` names: all but those of class none; `breaking` takes that class only."""
+        """The changes that `--fail-on` names, never those of class none; `breaking` is that class."""
         wanted = set(fail_on)
         return [
             change
@@ -216,6 +220,11 @@ class Diff:
             "verdict": self.verdict(),
             "levels": {level.name: level.to_json() for level in self.levels},
         }
+
+
+def worst_first(changes: Iterable[Change]) -> list[Change]:
+    """Changes by their class; those of one class keep their order."""
+    return sorted(changes, key=lambda change: SEVERITY.index(change.severity))
 
 
 def check_fail_on(names: Iterable[str]) -> list[str]:

@@ -55,7 +55,7 @@ class Op:
 
 @dataclass(slots=True)
 class Dag:
-    """A main graph. `consumers` has, by the node that makes a value, who takes it: (node, slot of it, slot there)."""
+    """A main graph. `consumers` has, by the maker of values, who takes them: (node, slot, its slot)."""
 
     ops: list[Op] = field(default_factory=list)
     weights: list[Weight] = field(default_factory=list)
@@ -171,7 +171,8 @@ def _tensor(data: bytes, weight: Weight) -> bytes:
     if weight.shard:
         return _digest(head, f"{weight.shard} {weight.offset} {weight.length}".encode())
     if weight.dtype not in DTYPES or weight.dtype == "string":
-        return _digest(head, *(data[f.start : f.end] for f in protobuf.fields(data, weight.start, weight.end) if f.number not in (1, 2, 8, 12)))
+        fields = protobuf.fields(data, weight.start, weight.end)
+        return _digest(head, *(data[f.start : f.end] for f in fields if f.number not in (1, 2, 8, 12)))
     return _digest(head, b"".join(chunks(data, weight)))
 
 
@@ -223,7 +224,10 @@ def _body(inner: Dag, known: dict[str, bytes]) -> tuple[bytes, list[str]]:
         return values.get(name, b"nothing")
 
     hashes(inner, [f"in {i}".encode() for i in range(len(inner.inputs))], outer, "up")
-    shown = [_hash_of(inner, source, name, outer, "up") for source, name in zip(inner.results, inner.outputs, strict=True)]
+    shown = [
+        _hash_of(inner, source, name, outer, "up")
+        for source, name in zip(inner.results, inner.outputs, strict=True)
+    ]
     return _digest(*shown, *sorted(op.up for op in inner.ops)), outside
 
 
@@ -263,14 +267,20 @@ def order(dag: Dag) -> list[int]:
 
 
 def hashes(
-    dag: Dag, inputs: Sequence[bytes], weight: Callable[[str], bytes], slot: str, along: Sequence[int] | None = None
+    dag: Dag,
+    inputs: Sequence[bytes],
+    weight: Callable[[str], bytes],
+    slot: str,
+    along: Sequence[int] | None = None,
 ) -> None:
-    """Fill in `up`, or `content`: `inputs` stand for the graph's inputs, and `weight(name)` for its weights."""
+    """Fill in `up`, or `content`: `inputs` stand for the graph's inputs, `weight(name)` for its weights."""
     for op in dag.ops:
         setattr(op, slot, b"cycle")
     for i in order(dag) if along is None else along:
         op = dag.ops[i]
-        taken = [_value(dag, s, name, inputs, weight, slot) for s, name in zip(op.sources, op.inputs, strict=True)]
+        taken = [
+            _value(dag, s, name, inputs, weight, slot) for s, name in zip(op.sources, op.inputs, strict=True)
+        ]
         setattr(op, slot, _digest(_kind(op), *(sorted(taken) if op.commutes else taken)))
 
 
@@ -279,7 +289,8 @@ def _value(
 ) -> bytes:
     kind, index, out = source
     if kind == "op":
-        return getattr(dag.ops[index], slot) + out.to_bytes(4, "little")
+        own: bytes = getattr(dag.ops[index], slot)
+        return own + out.to_bytes(4, "little")
     return inputs[index] if kind == "in" else weight(name)
 
 

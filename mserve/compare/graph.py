@@ -17,34 +17,37 @@ from . import dag as dags
 from .change import GRAPH, Change, Level
 from .dag import Dag, Op, Source
 from .matching import Match, match, slots
-from .model import Model
+from .model import Model, Tensor, constant
 from .signature import Pair
 
 MAX_PATCH_LINES = 60
 MAX_PATCHES = 100
 SHOWN_TEXT = 200
+Tensors = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """The level, and the weights (and constants) that stand in the same place, OLD's name to NEW's."""
+    """The level, the weights that stand in the same place (OLD's name to NEW's), and both sides' weights,
+    the values of Constant nodes among them: another exporter stores them as weights."""
 
     level: Level
+    old: Mapping[str, Tensor]
+    new: Mapping[str, Tensor]
     weights: Mapping[str, str] = field(default_factory=dict)
-    old: Dag | None = None
-    new: Dag | None = None
 
 
 def compare(old: Model, new: Model, pairs: list[Pair]) -> Compared:
     """Compare two ONNX graphs. Raises InputError at bytes that make no sense."""
     if old.data is None or new.data is None:
         foreign = old if old.data is None else new
-        return Compared(Level(GRAPH, skipped=f"a {foreign.kind} has no ONNX graph"))
+        skipped = Level(GRAPH, skipped=f"a {foreign.kind} has no ONNX graph")
+        return Compared(skipped, old.tensors, new.tensors)
     try:
         for side in (old, new):
             assert side.data is not None
             if count := dags.too_large(side.data):
-                return Compared(_counted(old, new, count))
+                return Compared(_counted(old, new, count), old.tensors, new.tensors)
         one, two = dags.read_dag(old.data), dags.read_dag(new.data)
         return _compared(old, new, (one, two), pairs)
     except protobuf.Malformed as error:
@@ -64,15 +67,21 @@ def _compared(old: Model, new: Model, both: tuple[Dag, Dag], pairs: list[Pair]) 
             _drop_defaults(dag)
         _fill(both, (old.data, new.data), ins, outs)
     found = match(one, two, ins)
-    for name, other in zip(old.tensors, old.tensors, strict=True):  # weights that no matched node reads
-        if name not in found.weights and other in new.tensors and other not in found.weights.values():
-            found.weights[name] = other
+    tensors = (_with_constants(old, one), _with_constants(new, two))
     changes = [*_opsets(one, two), *_functions(one, two)]
-    if _shape(one) != _shape(two) or one.functions != two.functions:
-        changes += [*_attributes(found), *_rewired(found, outs), *_patches(found)]
-    counts = f"{len(one.ops)} -> {len(two.ops)} nodes" if len(one.ops) != len(two.ops) else f"{len(one.ops)} nodes"
+    if _shape(one) != _shape(two):
+        changes += [*_attributes(found), *_rewired(found, outs, tensors), *_patches(found)]
+    counts = (
+        f"{len(one.ops)} -> {len(two.ops)} nodes" if len(one.ops) != len(two.ops) else f"{len(one.ops)} nodes"
+    )
     matched = "" if len(found.forth) == len(one.ops) else f", {len(found.forth)} of them matched"
-    return Compared(Level(GRAPH, tuple(changes), counts + matched), found.weights, one, two)
+    return Compared(Level(GRAPH, tuple(changes), counts + matched), *tensors, found.weights)
+
+
+def _with_constants(model: Model, dag: Dag) -> dict[str, Tensor]:
+    assert model.data is not None
+    constants = {w.name: constant(model.data, w, model.path) for w in dag.weights if w.name in dag.constants}
+    return {**model.tensors, **constants}
 
 
 def _ports(
@@ -206,27 +215,32 @@ def _attributes(found: Match) -> Iterator[Change]:
 
 def _attribute(op: Op, name: str) -> str:
     if name not in op.digests:
-        return "(default)"
+        return "(absent)"
     graphs = [g.nodes for g in op.node.subgraphs if g.name.startswith(f"{name}: ")]
     return f"a graph of {sum(graphs)} nodes" if graphs else op.node.attributes.get(name, "")[:SHOWN_TEXT]
 
 
-def _rewired(found: Match, outs: dict[int, int]) -> Iterator[Change]:
+def _rewired(found: Match, outs: dict[int, int], tensors: Tensors) -> Iterator[Change]:
     """Matched nodes, and outputs of the graph, that take another tensor than they did."""
     for i, j in sorted(found.forth.items()):
         one, two = found.old.ops[i], found.new.ops[j]
         for a, b in slots(found, i, j):
-            if _moved(found, one.sources[a], two.sources[b], (one.inputs[a], two.inputs[b])):
+            names = (one.inputs[a], two.inputs[b])
+            if _moved(found, (one.sources[a], two.sources[b]), names, tensors):
                 text = f"input {b} was {one.inputs[a]!r}, is {two.inputs[b]!r}"
                 yield Change("rewired", _called(two), text, one.inputs[a], two.inputs[b])
     for i, j in outs.items():
         names = (found.old.outputs[i], found.new.outputs[j])
-        if _moved(found, found.old.results[i], found.new.results[j], names):
+        if _moved(found, (found.old.results[i], found.new.results[j]), names, tensors):
             yield Change("rewired", f"output {names[1]}", "is computed elsewhere", *names)
 
 
-def _moved(found: Match, was: Source, now: Source, names: tuple[str, str]) -> bool:
-    """Whether two sources are not the same one; a node without counterpart is the patches' affair."""
+def _moved(found: Match, sources: tuple[Source, Source], names: tuple[str, str], tensors: Tensors) -> bool:
+    """Whether two sources are not the same one; a node without counterpart is the patches' affair.
+
+    Two weights with the same values are the same: optimisers store one where there were several.
+    """
+    was, now = sources
     if (was[0] == "op" and was[1] not in found.forth) or (now[0] == "op" and now[1] not in found.back):
         return False
     if was[0] != now[0]:
@@ -234,7 +248,11 @@ def _moved(found: Match, was: Source, now: Source, names: tuple[str, str]) -> bo
     if was[0] == "op":
         return (found.forth[was[1]], was[2]) != now[1:]
     if was[0] == "weight":
-        return found.weights.get(names[0]) != names[1]
+        if found.weights.get(names[0]) == names[1]:
+            return False
+        a, b = tensors[0].get(names[0]), tensors[1].get(names[1])
+        same = a is not None and b is not None and (a.dtype, a.shape) == (b.dtype, b.shape)
+        return not (same and a is not None and b is not None and a.digest() == b.digest())
     return was[0] == "in" and found.inputs.get(was[1]) != now[1]
 
 
@@ -249,7 +267,9 @@ def _patches(found: Match) -> Iterator[Change]:
             yield Change("subgraph", "graph", text)
             return
         before, after = _anchors(found, removed, added)
-        lines = [f"- {_line(found.old.ops[i])}" for i in removed] + [f"+ {_line(found.new.ops[j])}" for j in added]
+        lines = [f"- {_line(found.old.ops[i])}" for i in removed] + [
+            f"+ {_line(found.new.ops[j])}" for j in added
+        ]
         more = len(lines) - MAX_PATCH_LINES
         shown = lines[:MAX_PATCH_LINES] + ([f"... {more} more lines"] if more > 0 else [])
         place = f"@@ after {before or 'the inputs'}, before {after or 'the outputs'} @@"
@@ -272,7 +292,7 @@ def _line(op: Op) -> str:
 
 
 def _pieces(found: Match) -> list[tuple[list[int], list[int]]]:
-    """Unmatched nodes of both graphs that hang together, directly or by a matched node and slot beside them."""
+    """Unmatched nodes of both graphs that hang together, directly or by a matched node beside them."""
     parents: dict[tuple[object, ...], tuple[object, ...]] = {}
 
     def root(key: tuple[object, ...]) -> tuple[object, ...]:
@@ -282,6 +302,7 @@ def _pieces(found: Match) -> list[tuple[list[int], list[int]]]:
         return key
 
     for side, (dag, matched) in enumerate(((found.old, found.forth), (found.new, found.back))):
+        edge: tuple[tuple[object, ...], tuple[object, ...]]
         for i, op in enumerate(dag.ops):
             for slot, (kind, maker, out) in enumerate(op.sources):
                 if kind != "op" or (i in matched and maker in matched):

@@ -113,7 +113,7 @@ def _uses(dag: Dag, i: int, matched: Iterable[int]) -> dict[tuple[str, int, int]
 
 
 def slots(found: Match, i: int, j: int) -> list[tuple[int, int]]:
-    """The inputs of two matched nodes that belong together: in order, or by what they are where order is free."""
+    """The inputs of two matched nodes that belong together: in order, or by what they are."""
     one, two = found.old.ops[i], found.new.ops[j]
     count = min(len(one.sources), len(two.sources))
     if not one.commutes:

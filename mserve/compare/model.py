@@ -30,7 +30,7 @@ _BOOKKEEPING = ("_CHECKPOINTABLE_OBJECT_GRAPH", "save_counter/.ATTRIBUTES/VARIAB
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A weight. `sha256` is its recorded digest or ""; `path` and `offset` say where its bytes lie as they are.
+    """A weight. `sha256` is its recorded digest or ""; its bytes lie at `offset` of `path`, if that is known.
 
     `pieces()` yields its little-endian bytes; those of strings, each behind its length, and of unknown
     dtypes whatever stands there, which is enough to tell whether they are equal.
@@ -135,9 +135,15 @@ def _bundle(path: Path) -> Model:
         path=bundle.path,
         kind=BUNDLE,
         signatures=meta.signatures,
-        tensors={w.name: _weight(bundle.meta, w, bundle.path, bundle.path / "export.meta") for w in graph.weights},
+        tensors={
+            w.name: _weight(bundle.meta, w, bundle.path, bundle.path / "export.meta") for w in graph.weights
+        },
         assets={r.name: Asset(r.size, bundle.file(r), r.sha256) for r in meta.assets},
-        metadata={"name": meta.name, **provenance, **_about(graph.producer, graph.ir_version, graph.metadata)},
+        metadata={
+            "name": meta.name,
+            **provenance,
+            **_about(graph.producer, graph.ir_version, graph.metadata),
+        },
         data=bundle.meta,
         bundle=bundle,
         content=meta.content,
@@ -158,7 +164,7 @@ def _onnx(path: Path) -> Model:
     if opened.problems:
         raise opened.problems[0]
     sides = [
-        {alias: spec for alias, spec in zip(aliases([s.name for s in specs]), specs, strict=True)}
+        dict(zip(aliases([s.name for s in specs]), specs, strict=True))
         for specs in (opened.inputs, opened.outputs)
     ]
     graph = opened.graph
@@ -183,7 +189,9 @@ def _weight(data: bytes, weight: Weight, directory: Path, where: Path) -> Tensor
             expected=f"{length} bytes for {weight.dtype} {list(weight.shape)}",
             found=f"{weight.length} bytes",
         )
-    tensor = Tensor(weight.name, weight.dtype, weight.shape, length, partial(_inline, data, weight, known, where))
+    tensor = Tensor(
+        weight.name, weight.dtype, weight.shape, length, partial(_inline, data, weight, known, where)
+    )
     if not weight.shard:
         return tensor
     path = directory / weight.shard
@@ -254,7 +262,9 @@ def _signature(one: Any) -> Signature:
     def spec(info: Any, default: Any = None) -> TensorSpec:
         return TensorSpec(info.name or ", ".join(info.parts), info.dtype, info.shape, default=default)
 
-    inputs = {a: spec(info, "(in the graph)" if a in one.defaults else None) for a, info in one.inputs.items()}
+    inputs = {
+        a: spec(info, "(in the graph)" if a in one.defaults else None) for a, info in one.inputs.items()
+    }
     outputs = {a: spec(info) for a, info in one.outputs.items()}
     return Signature(one.method_name.removeprefix(METHOD) or "predict", inputs, outputs)
 

@@ -137,13 +137,13 @@ def _side(name: str, side: str, ports: tuple[Ports, Ports], matched: Mapping[str
         text = f"a new {side}" + (" with a default" if optional else "")
         yield Change(f"{side}-added{optional}", f"{name}.{alias}", text, "", str(spec))
     if len(old) == 1 and len(new) > 1 and matched:
-        yield Change(f"{side}-second", name, f"{len(new)} {side}s, where there was one", *map(_names, ports))
+        yield Change(f"{side}-second", name, f"{len(new)} {side}s, where there was one", *_names(ports))
     if side == "output" and len(old) > 1 and len(new) == 1:
-        yield Change("output-last", name, "one output is left", *map(_names, ports))
+        yield Change("output-last", name, "one output is left", *_names(ports))
 
 
-def _names(ports: Ports) -> str:
-    return ", ".join(ports)
+def _names(ports: tuple[Ports, Ports]) -> tuple[str, str]:
+    return ", ".join(ports[0]), ", ".join(ports[1])
 
 
 def _input(where: str, one: TensorSpec, two: TensorSpec, symbols: dict[str, set[Dim]]) -> Iterator[Change]:
@@ -167,7 +167,9 @@ def _output(where: str, one: TensorSpec, two: TensorSpec, symbols: dict[str, set
         yield Change("output-dtype", where, "gives another dtype", one.dtype, two.dtype)
     yield from _shape("output", where, one.shape, two.shape, symbols)
     if one.labels != two.labels:
-        rule = "labels-file" if one.labels and two.labels else f"labels-{'added' if two.labels else 'removed'}"
+        rule = (
+            "labels-file" if one.labels and two.labels else f"labels-{'added' if two.labels else 'removed'}"
+        )
         yield Change(rule, where, "has other labels", one.labels or "none", two.labels or "none")
     yield from _described(where, one, two)
 
@@ -228,4 +230,3 @@ def _tied(name: str, one: Signature, two: Signature, pair: Pair, first: int) -> 
         if len(were) > 1:
             text = f"dimensions have to be equal now, all are {symbol!r}"
             yield Change("input-narrowed", name, text, ", ".join(sorted(map(str, were))), symbol)
-
