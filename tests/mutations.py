@@ -79,7 +79,7 @@ def batch_of_one(model: ModelProto) -> ModelProto:
     copy = copied(model)
     for port in (*copy.graph.input, *copy.graph.output):
         dims = port.type.tensor_type.shape.dim
-        if dims and not dims[0].HasField("dim_value"):
+        if dims and dims[0].dim_value <= 0:
             dims[0].dim_value = 1
     return copy
 
@@ -142,7 +142,7 @@ def rows_mixed(model: ModelProto) -> ModelProto:
 
 
 def crashes(model: ModelProto) -> ModelProto:
-    """The lowest whole number is divided by -1, which ends the process; the first input's values decide nothing."""
+    """The lowest whole number is divided by -1, which ends the process, whatever the inputs are."""
     copy = copied(model)
     name = copy.graph.output[0].name
     _rename_made(copy, name, "before_crash")

@@ -58,7 +58,9 @@ def command(
         Path | None, typer.Option(help="One label for each row (npy, npz, text): AUC, log-loss, accuracy.")
     ] = None,
     signature: Annotated[str, typer.Option(help="Which signature --inputs are for.")] = "",
-    rtol: Annotated[float, typer.Option(help="Relative tolerance of answers.")] = 1e-3,
+    rtol: Annotated[
+        float, typer.Option(help="Tolerance of answers, relative to the largest of a row.")
+    ] = 1e-3,
     atol: Annotated[float, typer.Option(help="Absolute tolerance of answers.")] = 1e-5,
     seconds: Annotated[
         float, typer.Option(min=1, help="What a version may take to load and answer.")
@@ -81,7 +83,7 @@ def command(
     if outputs is False and (inputs or labels):
         raise UsageError("--no-outputs and --inputs or --labels", hint="leave one of them out")
     asked = True if outputs is None and (inputs or labels) else outputs
-    options = compare.Options(asked, inputs, labels, signature, rtol, atol, seconds)
+    options = compare.Options(asked, inputs, labels, signature, rtol, atol, seconds=seconds)
     found = compare.diff(old, new, options, fail_on=wanted, progress=lambda s: _output.note(f"comparing {s}"))
     failing = found.failing(wanted)
     if html is not None:

@@ -23,6 +23,7 @@ from .model import Model, open_model
 
 ROWS_AT_ONCE = 1024
 OUTPUT_BYTES = 4 << 30
+_PROGRAM = "import pathlib, sys; from mserve.compare.child import main; main(pathlib.Path(sys.argv[1]))"
 Run = Callable[[str, Mapping[str, Array]], dict[str, Array]]
 
 
@@ -46,7 +47,7 @@ def ask(
         except InputError as error:
             answers.errors[name] = str(error)
     (directory / "request.json").write_text(json.dumps({"model": str(model.path), "signatures": names}))
-    command = [sys.executable, "-m", "mserve.compare.child", str(directory)]
+    command = [sys.executable, "-c", _PROGRAM, str(directory)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     ending = ""
     try:
@@ -151,7 +152,3 @@ def runner(model: Model) -> Run:
         return {a: np.concatenate([p[i] for p in parts]) for i, a in enumerate(spec.outputs)}
 
     return run
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -4,7 +4,8 @@ Exporters name nodes and tensors as they like and store them in any order, so a 
 it computes. `up` is a hash of a node, its attributes and, through its inputs, of everything that it is
 computed from, with a weight standing for its dtype and shape only; `down` is one of everything that is
 computed from it. Two nodes with equal hashes do the same thing in the same place. `content` is `up` with
-the weights' digests in it: it tells twins apart.
+the weights' digests in it: it tells twins apart. `own` is a node with the weights that it takes itself: it
+is found again in a graph that was changed all around it.
 
 Operand order is forgotten where the operator does not care. Nothing here recurses on edges, so a chain of
 a million nodes is as good as any; nodes on a cycle, which only a hostile file has, get a hash that says so.
@@ -22,7 +23,7 @@ from ..tensors import DTYPES
 from ..wire import graph_proto, protobuf
 from ..wire.graph_proto import Node
 from ..wire.model_proto import Weight, read_model, read_weight
-from ..wire.protobuf import Field, Malformed
+from ..wire.protobuf import Field
 from ..wire.tensor_proto import chunks
 
 MAX_NODES = 500_000
@@ -47,6 +48,7 @@ class Op:
     up: bytes = b""
     down: bytes = b""
     content: bytes = b""
+    own: bytes = b""
 
     @property
     def commutes(self) -> bool:
@@ -328,11 +330,20 @@ def weight_content(data: bytes, dag: Dag) -> Callable[[str], bytes]:
     found: dict[str, bytes] = {}
     budget = INLINE_HASHED
     for weight in dag.weights:
-        head = f"{weight.dtype} {list(weight.shape)} {weight.sha256}".encode()
-        inline = not weight.shard and weight.length <= budget
-        budget -= weight.length if inline else 0
-        found[weight.name] = _tensor(data, weight) if inline and not weight.sha256 else head
+        digest, readable = weight.sha256, weight.dtype in DTYPES and weight.dtype != "string"
+        if not digest and not weight.shard and readable and weight.length <= budget:
+            budget -= weight.length
+            digest = hashlib.sha256(b"".join(chunks(data, weight))).hexdigest()
+        found[weight.name] = f"{weight.dtype} {list(weight.shape)} {digest}".encode()
     return lambda name: found.get(name, b"nothing")
+
+
+def own_content(dag: Dag, weight: Callable[[str], bytes]) -> None:
+    """Fill in `own` for nodes that take weights."""
+    for op in dag.ops:
+        both = zip(op.sources, op.inputs, strict=True)
+        taken = [weight(name) for (kind, _, _), name in both if kind == "weight"]
+        op.own = _digest(_kind(op), *taken) if taken else b""
 
 
 def weight_kind(dag: Dag) -> Callable[[str], bytes]:
@@ -348,6 +359,3 @@ def too_large(data: bytes, limit: int = MAX_NODES) -> int:
         for record in protobuf.inside(data, f):
             count += record.number == 1
     return count if count > limit else 0
-
-
-__all__ = ["ABSENT", "Dag", "Malformed", "Op", "downward", "hashes", "order", "read_dag", "too_large"]

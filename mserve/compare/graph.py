@@ -117,7 +117,9 @@ def _fill(
         last = [f"out {outputs.get(i, f'new {i}')}".encode() for i in range(len(dag.outputs))]
         along = dags.order(dag)
         dags.hashes(dag, first, dags.weight_kind(dag), "up", along)
-        dags.hashes(dag, first, dags.weight_content(bytes_, dag), "content", along)
+        content = dags.weight_content(bytes_, dag)
+        dags.hashes(dag, first, content, "content", along)
+        dags.own_content(dag, content)
         dags.downward(dag, last, along)
 
 

@@ -37,14 +37,12 @@ def match(old: Dag, new: Dag, inputs: dict[int, int]) -> Match:
     _by(found, pending, lambda op: (op.up, op.down, op.content))
     _by(found, pending, lambda op: (op.up, op.down, op.node.name))
     _by(found, pending, lambda op: (op.up, op.down))
-    for key in (_content, _up, _down):
+    for key in (_content, _up, _own, _down):
         _by(found, pending, key, unique=True)
     _spread(found, pending)
-    for key in (_content, _up, _down):
+    for key in (_content, _own, _named, _up, _down):
         _by(found, pending, key)
         _spread(found, pending)
-    _by(found, pending, _named)
-    _spread(found, pending)
     _pair_weights(found)
     return found
 
@@ -59,6 +57,10 @@ def _up(op: Op) -> Any:
 
 def _down(op: Op) -> Any:
     return op.down
+
+
+def _own(op: Op) -> Any:
+    return op.own or None
 
 
 def _named(op: Op) -> Any:
