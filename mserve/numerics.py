@@ -33,7 +33,8 @@ def compare(expected: Array, actual: Array, rtol: float = RTOL, atol: float | Ar
     """Compare two arrays elementwise: |actual - expected| <= atol + rtol * |expected|.
 
     `atol` may be an array that broadcasts to theirs. NaN equals NaN. Integers, booleans and strings
-    must be equal. `worst` is the largest absolute difference among floats, and the number of differing elements otherwise.
+    must be equal. `worst` is the largest absolute difference among floats, and the number of
+    differing elements otherwise.
     """
     import numpy as np
 
