@@ -26,7 +26,7 @@ from ..wire.model_proto import Weight, read_model, read_weight
 from ..wire.protobuf import Field
 from ..wire.tensor_proto import chunks
 
-MAX_NODES = 500_000
+MAX_NODES = 200_000
 MAX_DEPTH = 32
 INLINE_HASHED = 16 << 20  # values of inline weights that are read for `content`
 COMMUTATIVE = frozenset("Add Mul And Or Xor Equal Max Min Sum Mean BitwiseAnd BitwiseOr BitwiseXor".split())
@@ -45,6 +45,7 @@ class Op:
     digests: dict[str, bytes]
     inputs: list[str]
     sources: list[Source] = field(default_factory=list)
+    kind: bytes = b""
     up: bytes = b""
     down: bytes = b""
     content: bytes = b""
@@ -225,6 +226,7 @@ def _body(inner: Dag, known: dict[str, bytes]) -> tuple[bytes, list[str]]:
     def outer(name: str) -> bytes:
         return values.get(name, b"nothing")
 
+    kinds(inner)
     hashes(inner, [f"in {i}".encode() for i in range(len(inner.inputs))], outer, "up")
     shown = [
         _hash_of(inner, source, name, outer, "up")
@@ -283,7 +285,7 @@ def hashes(
         taken = [
             _value(dag, s, name, inputs, weight, slot) for s, name in zip(op.sources, op.inputs, strict=True)
         ]
-        setattr(op, slot, _digest(_kind(op), *(sorted(taken) if op.commutes else taken)))
+        setattr(op, slot, _digest(op.kind, *(sorted(taken) if op.commutes else taken)))
 
 
 def _value(
@@ -301,10 +303,11 @@ def _hash_of(dag: Dag, source: Source, name: str, weight: Callable[[str], bytes]
     return _value(dag, source, name, inputs, weight, slot)
 
 
-def _kind(op: Op) -> bytes:
-    """Operator, attributes and number of outputs."""
-    attributes = (part for name in sorted(op.digests) for part in (name.encode(), op.digests[name]))
-    return _digest(op.node.op.encode(), str(len(op.node.outputs)).encode(), *attributes)
+def kinds(dag: Dag) -> None:
+    """Fill in `kind`: operator, attributes and number of outputs."""
+    for op in dag.ops:
+        attributes = (part for name in sorted(op.digests) for part in (name.encode(), op.digests[name]))
+        op.kind = _digest(op.node.op.encode(), str(len(op.node.outputs)).encode(), *attributes)
 
 
 def downward(dag: Dag, outputs: Sequence[bytes], along: Sequence[int]) -> None:
@@ -322,7 +325,7 @@ def downward(dag: Dag, outputs: Sequence[bytes], along: Sequence[int]) -> None:
             other = dag.ops[consumer]
             place = -1 if other.commutes else slot
             uses.append(other.down + out.to_bytes(4, "little") + place.to_bytes(4, "little", signed=True))
-        op.down = _digest(_kind(op), *sorted(uses))
+        op.down = _digest(op.kind, *sorted(uses))
 
 
 def weight_content(data: bytes, dag: Dag) -> Callable[[str], bytes]:
@@ -343,7 +346,7 @@ def own_content(dag: Dag, weight: Callable[[str], bytes]) -> None:
     for op in dag.ops:
         both = zip(op.sources, op.inputs, strict=True)
         taken = [weight(name) for (kind, _, _), name in both if kind == "weight"]
-        op.own = _digest(_kind(op), *taken) if taken else b""
+        op.own = _digest(op.kind, *taken) if taken else b""
 
 
 def weight_kind(dag: Dag) -> Callable[[str], bytes]:

@@ -63,9 +63,9 @@ def _compared(old: Model, new: Model, both: tuple[Dag, Dag], pairs: list[Pair]) 
     outs = _ports(one.outputs, two.outputs, old, new, pairs, inputs=False)
     _fill(both, (old.data, new.data), ins, outs)
     if _shape(one) != _shape(two):
-        for dag in both:
-            _drop_defaults(dag)
-        _fill(both, (old.data, new.data), ins, outs)
+        dropped = [_drop_defaults(dag) for dag in both]
+        if any(dropped):
+            _fill(both, (old.data, new.data), ins, outs)
     found = match(one, two, ins)
     tensors = (_with_constants(old, one), _with_constants(new, two))
     changes = [*_opsets(one, two), *_functions(one, two)]
@@ -116,6 +116,7 @@ def _fill(
         first = [f"in {inputs.get(i, f'new {i}')}".encode() for i in range(len(dag.inputs))]
         last = [f"out {outputs.get(i, f'new {i}')}".encode() for i in range(len(dag.outputs))]
         along = dags.order(dag)
+        dags.kinds(dag)
         dags.hashes(dag, first, dags.weight_kind(dag), "up", along)
         content = dags.weight_content(bytes_, dag)
         dags.hashes(dag, first, content, "content", along)
@@ -128,10 +129,11 @@ def _shape(dag: Dag) -> Counter[tuple[bytes, bytes]]:
     return Counter((op.up, op.down) for op in dag.ops)
 
 
-def _drop_defaults(dag: Dag) -> None:
-    """Forget attributes that have the value which the operator's definition gives them anyway."""
+def _drop_defaults(dag: Dag) -> int:
+    """Forget attributes that have the value which the operator's definition gives them anyway; how many."""
     from onnx import defs
 
+    before = sum(len(op.digests) for op in dag.ops)
     known: dict[str, dict[str, bytes]] = {}
     for op in dag.ops:
         domain, _, name = op.node.op.rpartition(".")
@@ -147,6 +149,7 @@ def _drop_defaults(dag: Dag) -> None:
                 known[op.node.op] = {}
         usual = known[op.node.op]
         op.digests = {a: digest for a, digest in op.digests.items() if usual.get(a) != digest}
+    return before - sum(len(op.digests) for op in dag.ops)
 
 
 def _default(data: bytes) -> bytes:

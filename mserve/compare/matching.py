@@ -3,7 +3,7 @@
 First come the nodes whose hashes agree upwards and downwards; then those that agree in one direction
 and have no double; then matches spread along the edges, from a node to the makers of its inputs and to
 its consumers, wherever the operator is the same. What is still unmatched and has doubles is matched by
-content, by name and by order. Each node is matched once and each edge looked at a bounded number of
+content, by name and by order, and the only nodes of an operator with each other. Each node is matched once and each edge looked at a bounded number of
 times, so the work grows with the size of the graphs and not with their product.
 """
 
@@ -43,6 +43,8 @@ def match(old: Dag, new: Dag, inputs: dict[int, int]) -> Match:
     for key in (_content, _own, _named, _up, _down):
         _by(found, pending, key)
         _spread(found, pending)
+    _by(found, pending, _operator, unique=True)
+    _spread(found, pending)
     _pair_weights(found)
     return found
 
@@ -64,8 +66,13 @@ def _own(op: Op) -> Any:
 
 
 def _named(op: Op) -> Any:
-    """Operator and name, for nodes that have one."""
-    return (op.node.op, op.node.name) if op.node.name else None
+    """Operator and name; for nodes that have none, that of what they make."""
+    name = op.node.name or (op.node.outputs[0] if op.node.outputs else "")
+    return (op.node.op, name) if name else None
+
+
+def _operator(op: Op) -> Any:
+    return op.node.op
 
 
 def _by(

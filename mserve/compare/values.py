@@ -189,11 +189,14 @@ def _from_pieces(both: tuple[Tensor, Tensor], sizes: tuple[int, int, int], total
     for start in range(0, elements, step):
         count = min(step, elements - start)
         blocks = [next(old)[: _bytes(both[0], count)], next(new)[: _bytes(both[1], count)]]
+        for tensor, block in zip(both, blocks, strict=True):
+            if len(block) < _bytes(tensor, count):
+                raise InputError("a weight ends early", where=tensor.name)
         yield _delta(both, (blocks[0], blocks[1]), (start, count, width), total)
 
 
 def _regrouped(tensor: Tensor, size: int) -> Iterator[memoryview]:
-    """A tensor's bytes in blocks of `size`, the last one shorter. Raises InputError: too few."""
+    """A tensor's bytes in blocks of `size`, the last one shorter, and empty ones behind it."""
     kept = bytearray()
     for piece in tensor.pieces():
         kept += piece
@@ -201,7 +204,8 @@ def _regrouped(tensor: Tensor, size: int) -> Iterator[memoryview]:
             yield memoryview(bytes(kept[:size]))
             del kept[:size]
     yield memoryview(bytes(kept))
-    raise InputError("a weight ends early", where=tensor.name)
+    while True:
+        yield memoryview(b"")
 
 
 def _delta(
@@ -258,8 +262,8 @@ def _quick(found: Delta, one: Array, two: Array, differ: Array) -> bool:
     gone = float(a @ a)
     found.old_squares, found.new_squares = squares, squares - gone + float(b @ b)
     found.product = squares - gone + float(a @ b)
-    zeros = one.size - int(np.count_nonzero(one != 0))
-    found.zeros = [zeros, zeros - int((a == 0).sum()) + int((b == 0).sum())]
+    zeros = one.size - int(np.count_nonzero(one.view(f"u{one.dtype.itemsize}")))
+    found.zeros = [zeros, zeros - _zeros(a) + _zeros(b)]
     _gaps(found, a, b, differ)
     return True
 
@@ -271,12 +275,19 @@ def _whole(found: Delta, one: Array, two: Array, differ: Array) -> None:
     sides = [x.astype(np.float64) for x in (one, two)]
     found.nan = [int(np.isnan(x).sum()) for x in sides]
     found.inf = [int(np.isinf(x).sum()) for x in sides]
-    found.zeros = [int((x == 0).sum()) for x in sides]
+    found.zeros = [_zeros(x) for x in sides]
     finite = np.isfinite(sides[0]) & np.isfinite(sides[1])
     a, b = sides[0][finite], sides[1][finite]
     found.old_squares, found.new_squares, found.product = float(a @ a), float(b @ b), float(a @ b)
     kept = differ[finite[differ]]
     _gaps(found, sides[0][kept], sides[1][kept], kept)
+
+
+def _zeros(values: Array) -> int:
+    """How many float64 values are zero in all bits; -0.0 is none."""
+    import numpy as np
+
+    return values.size - int(np.count_nonzero(values.view(np.uint64)))
 
 
 def _gaps(found: Delta, a: Array, b: Array, differ: Array) -> None:
