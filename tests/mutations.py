@@ -170,14 +170,17 @@ def endless_copy(model: ModelProto) -> ModelProto:
     _rename_made(copy, name, "before_loop")
     info = helper.make_tensor_value_info
     body = helper.make_graph(
-        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Identity", ["v"], ["w"])],
+        [
+            helper.make_node("Identity", ["loop_go"], ["loop_on"]),
+            helper.make_node("Identity", ["loop_v"], ["loop_w"]),
+        ],
         "body",
         [
-            info("i", TensorProto.INT64, []),
-            info("go", TensorProto.BOOL, []),
-            info("v", TensorProto.FLOAT, None),
+            info("loop_i", TensorProto.INT64, []),
+            info("loop_go", TensorProto.BOOL, []),
+            info("loop_v", TensorProto.FLOAT, None),
         ],
-        [info("on", TensorProto.BOOL, []), info("w", TensorProto.FLOAT, None)],
+        [info("loop_on", TensorProto.BOOL, []), info("loop_w", TensorProto.FLOAT, None)],
     )
     turns = numpy_helper.from_array(np.array(2**62, np.int64), "turns")
     go = numpy_helper.from_array(np.array(True), "always")

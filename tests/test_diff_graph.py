@@ -18,7 +18,7 @@ from mserve.compare import dag, graph, signature
 from mserve.compare.change import Level
 from mserve.compare.graph import Compared
 from mserve.compare.model import open_model
-from mserve.errors import InputError, MserveError
+from mserve.errors import MserveError
 
 
 def compared(old: ModelProto, new: ModelProto, directory: Path) -> Compared:
@@ -43,13 +43,24 @@ W = weight("w", floats(4, seed=1))
 V = weight("v", floats(4, seed=2))
 TWO = row(node("Mul", "x w", "a"), node("Add", "a v", "y"), weights=[W, V])
 EQUAL = [
-    ("operands of an addition in another order", TWO, row(node("Mul", "w x", "a"), node("Add", "v a", "y"), weights=[V, W])),
-    ("an attribute that says what is done anyway", row(node("LeakyRelu", "x", "y")), row(node("LeakyRelu", "x", "y", alpha=0.01))),
-    ("a weight stored as a constant", row(node("Mul", "x w", "y"), weights=[W]),
-     row(node("Constant", "", "w", value=W), node("Mul", "x w", "y"))),
+    (
+        "operands of an addition in another order",
+        TWO,
+        row(node("Mul", "w x", "a"), node("Add", "v a", "y"), weights=[V, W]),
+    ),
+    (
+        "an attribute that says what is done anyway",
+        row(node("LeakyRelu", "x", "y")),
+        row(node("LeakyRelu", "x", "y", alpha=0.01)),
+    ),
+    (
+        "a weight stored as a constant",
+        row(node("Mul", "x w", "y"), weights=[W]),
+        row(node("Constant", "", "w", value=W), node("Mul", "x w", "y")),
+    ),
     ("a loop whose body has other names", endless(), mutations.names_changed(endless())),
     ("documentation and producer", TWO, mutations.reexported(TWO)),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("why", "old", "new"), EQUAL, ids=[e[0] for e in EQUAL])
@@ -66,19 +77,43 @@ def longer_loop() -> ModelProto:
 
 
 CHANGED = [
-    ("an attribute", row(node("LeakyRelu", "x", "y")), row(node("LeakyRelu", "x", "y", alpha=0.2)), ["attribute"],
-     "alpha: (absent) -> 0.2"),
-    ("operands of a subtraction in another order", row(node("Sub", "x w", "y"), weights=[W]),
-     row(node("Sub", "w x", "y"), weights=[W]), ["rewired", "rewired"], "input 0 was 'x', is 'w'"),
-    ("a node inserted", row(node("Relu", "x", "y")), row(node("Relu", "x", "a"), node("Abs", "a", "y")), ["subgraph"],
-     "Abs inserted"),
-    ("a node removed", row(node("Relu", "x", "a"), node("Abs", "a", "y")), row(node("Relu", "x", "y")), ["subgraph"],
-     "Abs removed"),
-    ("an operator replaced", row(node("Neg", "x", "a"), node("Relu", "a", "b"), node("Abs", "b", "y")),
-     row(node("Neg", "x", "a"), node("Sigmoid", "a", "b"), node("Abs", "b", "y")), ["subgraph"],
-     "Relu replaced by Sigmoid"),
+    (
+        "an attribute",
+        row(node("LeakyRelu", "x", "y")),
+        row(node("LeakyRelu", "x", "y", alpha=0.2)),
+        ["attribute"],
+        "alpha: (absent) -> 0.2",
+    ),
+    (
+        "operands of a subtraction in another order",
+        row(node("Sub", "x w", "y"), weights=[W]),
+        row(node("Sub", "w x", "y"), weights=[W]),
+        ["rewired", "rewired"],
+        "input 0 was 'x', is 'w'",
+    ),
+    (
+        "a node inserted",
+        row(node("Relu", "x", "y")),
+        row(node("Relu", "x", "a"), node("Abs", "a", "y")),
+        ["subgraph"],
+        "Abs inserted",
+    ),
+    (
+        "a node removed",
+        row(node("Relu", "x", "a"), node("Abs", "a", "y")),
+        row(node("Relu", "x", "y")),
+        ["subgraph"],
+        "Abs removed",
+    ),
+    (
+        "an operator replaced",
+        row(node("Neg", "x", "a"), node("Relu", "a", "b"), node("Abs", "b", "y")),
+        row(node("Neg", "x", "a"), node("Sigmoid", "a", "b"), node("Abs", "b", "y")),
+        ["subgraph"],
+        "Relu replaced by Sigmoid",
+    ),
     ("another body of a loop", endless(), longer_loop(), ["attribute"], "body: other values"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("why", "old", "new", "rules", "text"), CHANGED, ids=[c[0] for c in CHANGED])
@@ -93,8 +128,13 @@ def test_what_changed_in_a_graph(
 
 def test_a_patch_shows_both_sides_and_where(tmp_path: Path) -> None:
     old = row(node("Neg", "x", "a", name="first"), node("Relu", "a", "b"), node("Abs", "b", "y", name="last"))
-    new = row(node("Neg", "x", "a"), node("Clip", "a lo hi", "c"), node("Tanh", "c", "b"), node("Abs", "b", "y"),
-              weights=[weight("lo", np.float32(0)), weight("hi", np.float32(6))])  # fmt: skip
+    nodes = [
+        node("Neg", "x", "a"),
+        node("Clip", "a lo hi", "c"),
+        node("Tanh", "c", "b"),
+        node("Abs", "b", "y"),
+    ]
+    new = row(*nodes, weights=[weight("lo", np.float32(0)), weight("hi", np.float32(6))])
     (change,) = level(old, new, tmp_path).changes
     assert change.facts["patch"] == [
         "@@ after Neg 'first', before Abs 'last' @@",
@@ -106,9 +146,12 @@ def test_a_patch_shows_both_sides_and_where(tmp_path: Path) -> None:
 
 def test_two_places_are_two_patches(tmp_path: Path) -> None:
     inner = [node("Neg", "x", "a"), node("Abs", "a", "b"), node("Exp", "b", "y")]
-    old, new = row(*inner), row(node("Neg", "x", "p"), node("Relu", "p", "a"), inner[1], node("Tanh", "b", "q"),
-                                node("Exp", "q", "y"))  # fmt: skip
-    assert [c.text for c in level(old, new, tmp_path).changes] == ["Relu inserted", "Tanh inserted"]
+    first, last = (
+        [node("Neg", "x", "p"), node("Relu", "p", "a")],
+        [node("Tanh", "b", "q"), node("Exp", "q", "y")],
+    )
+    new = row(*first, inner[1], *last)
+    assert [c.text for c in level(row(*inner), new, tmp_path).changes] == ["Relu inserted", "Tanh inserted"]
 
 
 def test_domains_and_opsets(tmp_path: Path) -> None:
@@ -207,7 +250,7 @@ HOSTILE: list[tuple[str, Callable[[], ModelProto], Callable[[], ModelProto]]] = 
     ("a name that two nodes make", doubled, lambda: TWO),
     ("deep nesting", lambda: nested(9), lambda: nested(8)),
     ("a node that takes what nobody makes", lambda: row(node("Add", "x gone", "y")), lambda: TWO),
-    ("no nodes", lambda: row(), lambda: TWO),
+    ("no nodes", row, lambda: TWO),
 ]
 
 
@@ -240,11 +283,13 @@ def test_bytes_that_are_no_graph_give_one_error(
     for _ in range(data.draw(st.integers(1, 4))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
     (directory / "bad.onnx").write_bytes(bytes(raw))
+    code = 0
     try:
         one, two = open_model(save(TWO, directory / "old.onnx")), open_model(directory / "bad.onnx")
         graph.compare(one, two, signature.compare(one, two)[1])
     except MserveError as error:
-        assert isinstance(error, InputError) or error.exit_code == 3
+        code = error.exit_code
+    assert code in (0, 3)
 
 
 def test_weights_are_paired_by_place(tmp_path: Path) -> None:

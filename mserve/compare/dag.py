@@ -227,11 +227,8 @@ def _body(inner: Dag, known: dict[str, bytes]) -> tuple[bytes, list[str]]:
         return values.get(name, b"nothing")
 
     kinds(inner)
-    hashes(inner, [f"in {i}".encode() for i in range(len(inner.inputs))], outer, "up")
-    shown = [
-        _hash_of(inner, source, name, outer, "up")
-        for source, name in zip(inner.results, inner.outputs, strict=True)
-    ]
+    inputs = [f"in {i}".encode() for i in range(len(inner.inputs))]
+    shown = hashes(inner, inputs, outer, "up", order(inner))
     return _digest(*shown, *sorted(op.up for op in inner.ops)), outside
 
 
@@ -271,36 +268,27 @@ def order(dag: Dag) -> list[int]:
 
 
 def hashes(
-    dag: Dag,
-    inputs: Sequence[bytes],
-    weight: Callable[[str], bytes],
-    slot: str,
-    along: Sequence[int] | None = None,
-) -> None:
-    """Fill in `up`, or `content`: `inputs` stand for the graph's inputs, `weight(name)` for its weights."""
+    dag: Dag, inputs: Sequence[bytes], weight: Callable[[str], bytes], slot: str, along: Sequence[int]
+) -> list[bytes]:
+    """Fill in `up`, or `content`, along the graph's order, and return what its outputs are.
+
+    `inputs` stand for the graph's inputs, `weight(name)` for its weights.
+    """
+
+    def value(source: Source, name: str) -> bytes:
+        kind, index, out = source
+        if kind == "op":
+            own: bytes = getattr(dag.ops[index], slot)
+            return own + out.to_bytes(4, "little")
+        return inputs[index] if kind == "in" else weight(name)
+
     for op in dag.ops:
         setattr(op, slot, b"cycle")
-    for i in order(dag) if along is None else along:
+    for i in along:
         op = dag.ops[i]
-        taken = [
-            _value(dag, s, name, inputs, weight, slot) for s, name in zip(op.sources, op.inputs, strict=True)
-        ]
+        taken = [value(source, name) for source, name in zip(op.sources, op.inputs, strict=True)]
         setattr(op, slot, _digest(op.kind, *(sorted(taken) if op.commutes else taken)))
-
-
-def _value(
-    dag: Dag, source: Source, name: str, inputs: Sequence[bytes], weight: Callable[[str], bytes], slot: str
-) -> bytes:
-    kind, index, out = source
-    if kind == "op":
-        own: bytes = getattr(dag.ops[index], slot)
-        return own + out.to_bytes(4, "little")
-    return inputs[index] if kind == "in" else weight(name)
-
-
-def _hash_of(dag: Dag, source: Source, name: str, weight: Callable[[str], bytes], slot: str) -> bytes:
-    inputs = [f"in {i}".encode() for i in range(len(dag.inputs))]
-    return _value(dag, source, name, inputs, weight, slot)
+    return [value(source, name) for source, name in zip(dag.results, dag.outputs, strict=True)]
 
 
 def kinds(dag: Dag) -> None:

@@ -3,8 +3,9 @@
 First come the nodes whose hashes agree upwards and downwards; then those that agree in one direction
 and have no double; then matches spread along the edges, from a node to the makers of its inputs and to
 its consumers, wherever the operator is the same. What is still unmatched and has doubles is matched by
-content, by name and by order, and the only nodes of an operator with each other. Each node is matched once and each edge looked at a bounded number of
-times, so the work grows with the size of the graphs and not with their product.
+content, by name and by order, and the only nodes of an operator with each other. Each node is matched
+once and each edge looked at a bounded number of times, so the work grows with the size of the graphs and
+not with their product.
 """
 
 from __future__ import annotations
