@@ -40,7 +40,8 @@ def _row(change: Change) -> str:
 
 def sentence(change: Change) -> str:
     """What happened, with what was and what is, where the text does not say so itself."""
-    both = change.old and change.new and not (change.old in change.text or change.new in change.text)
+    told = change.old in change.text or change.new in change.text or change.old == change.new
+    both = change.old and change.new and not told
     return f"{change.text}: {change.old} -> {change.new}" if both else change.text
 
 

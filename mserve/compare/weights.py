@@ -193,7 +193,7 @@ def _described(old: Tensor, delta: Delta) -> str:
     rows = f"{delta.rows:,} of {old.shape[0]:,} rows, " if len(old.shape) > 1 else ""
     text = f"{rows}{delta.changed:,} of {delta.elements:,} values, max |d| {delta.maximum:.3g}, "
     text += f"relative L2 {delta.relative:.3g}, cosine {delta.cosine:.6f}"
-    return text + (f", {delta.flips:,} signs" if delta.flips else "")
+    return text + (f", {delta.flips:,} sign flips" if delta.flips else "")
 
 
 def _reshaped(old: Tensor, new: Tensor) -> Iterator[Change]:
