@@ -23,6 +23,7 @@ from .errors import EnvironmentProblem, MserveError
 COMMANDS = (
     "export",
     "inspect",
+    "diff",
     "validate",
     "run",
     "list",

@@ -29,11 +29,12 @@ class Difference:
     reason: str
 
 
-def compare(expected: Array, actual: Array, rtol: float = RTOL, atol: float = ATOL) -> Difference:
+def compare(expected: Array, actual: Array, rtol: float = RTOL, atol: float | Array = ATOL) -> Difference:
     """Compare two arrays elementwise: |actual - expected| <= atol + rtol * |expected|.
 
-    NaN equals NaN. Integers, booleans and strings must be equal. `worst` is the largest
-    absolute difference among floats, and the number of differing elements otherwise.
+    `atol` may be an array that broadcasts to theirs. NaN equals NaN. Integers, booleans and strings
+    must be equal. `worst` is the largest absolute difference among floats, and the number of
+    differing elements otherwise.
     """
     import numpy as np
 

@@ -25,7 +25,7 @@ LAYERS = (
     ("format", "foreign"),
     ("wire",),
     ("examples", "defaults"),
-    ("numerics",),
+    ("numerics", "statistics"),
     ("tensors",),
     ("padding",),
     ("files",),

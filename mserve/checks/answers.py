@@ -78,7 +78,7 @@ def _declared(
     rows = len(next(iter(sample.inputs.values()))) if signature.batch_axis is not None else None
     for alias, spec in signature.outputs.items():
         found = outputs[alias]
-        if dtype_of(found) != spec.dtype or not _fits(spec, found.shape, rows):
+        if dtype_of(found) != spec.dtype or not fits(spec, found.shape, rows):
             text = f"declared {spec}, returned {dtype_of(found)} {show_shape(found.shape)}"
             yield Finding("output-shape", f"{name}.{alias}", text)
         if found.dtype.kind == "f" and not np.isfinite(found).all():
@@ -86,7 +86,8 @@ def _declared(
             yield Finding("not-a-number", f"{name}.{alias}", f"{count} of {found.size} values")
 
 
-def _fits(spec: TensorSpec, shape: tuple[int, ...], rows: int | None) -> bool:
+def fits(spec: TensorSpec, shape: tuple[int, ...], rows: int | None) -> bool:
+    """Whether a shape is one that `spec` declares; `rows` is the size of the batch axis, if there is one."""
     if spec.shape is None:
         return True
     if len(spec.shape) != len(shape) or (rows is not None and shape[0] != rows):

@@ -78,7 +78,7 @@ def unpack(path: Path, signatures: Mapping[str, Signature]) -> dict[str, Golden]
             found = {alias: f"{name}/{side}/{alias}" for alias in ports}
             if any(key not in arrays for key in found.values()):
                 break
-            sides.append({a: _restored(arrays[key], ports[a].dtype) for a, key in found.items()})
+            sides.append({a: restored(arrays[key], ports[a].dtype) for a, key in found.items()})
         if len(sides) == len(SIDES):
             samples[name] = Golden(*sides)
     if not samples:
@@ -86,7 +86,8 @@ def unpack(path: Path, signatures: Mapping[str, Signature]) -> dict[str, Golden]
     return samples
 
 
-def _restored(array: Array, dtype: str) -> Array:
+def restored(array: Array, dtype: str) -> Array:
+    """An array of a golden file as it was, given its dtype (a key of DTYPES)."""
     kind = DTYPES[dtype].to_numpy()
     if dtype == "string":
         return array.astype(object)

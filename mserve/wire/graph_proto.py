@@ -44,7 +44,7 @@ class Node:
 def nodes(data: bytes) -> Iterator[Node]:
     """The nodes of the main graph of a ModelProto, in stored order. Raises protobuf.Malformed."""
     for graph in (f for f in protobuf.fields(data) if f.number == 7):
-        yield from (_node(data, f) for f in protobuf.inside(data, graph) if f.number == 1)
+        yield from (read_node(data, f) for f in protobuf.inside(data, graph) if f.number == 1)
 
 
 def functions(data: bytes) -> Iterator[Subgraph]:
@@ -123,7 +123,8 @@ def type_name(number: int) -> str:
     return known.name if known else f"onnx:{number}"
 
 
-def _node(data: bytes, record: Field) -> Node:
+def read_node(data: bytes, record: Field) -> Node:
+    """One NodeProto. Raises protobuf.Malformed."""
     texts = {3: "", 4: "", 7: ""}
     names: dict[int, list[str]] = {1: [], 2: []}
     attributes: dict[str, str] = {}

@@ -109,7 +109,7 @@ def _read_main(data: bytes, record: protobuf.Field, graph: Graph) -> None:
         if f.number == 1:
             graph.operators[_operator(data, f)] += 1
         elif f.number == 5:
-            graph.weights.append(_weight(data, f))
+            graph.weights.append(read_weight(data, f))
         elif f.number == 11:
             graph.inputs.append(_value_name(data, f))
         elif f.number == 12:
@@ -134,7 +134,8 @@ def _operator(data: bytes, record: protobuf.Field) -> str:
     return f"{domain}.{op}" if domain and domain != "ai.onnx" else op
 
 
-def _weight(data: bytes, record: protobuf.Field) -> Weight:
+def read_weight(data: bytes, record: protobuf.Field) -> Weight:
+    """One TensorProto, without its values. Raises protobuf.Malformed."""
     name, dtype, location, shape = "", 0, 0, list[int]()
     external: dict[str, str] = {}
     sha256, inline = "", 0
