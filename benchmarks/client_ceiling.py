@@ -18,7 +18,8 @@ from multiprocessing.connection import Connection
 import uvloop
 
 from mserve.bench.client import HttpConnection, request_bytes
-from mserve.bench.driver import ClosedLoop, Pool
+from mserve.bench.driver import Pool, driver
+from mserve.bench.job import Job
 from mserve.bench.server_view import Counters
 
 BODY = b'{"instances":[[0.1,0.2,0.3,0.4]]}'
@@ -83,9 +84,9 @@ async def measure(port: int, seconds: float) -> None:
     """Closed loops of several widths, a line for each."""
     for connections in CONNECTIONS:
         pool = Pool(ConstantTarget(port))
-        await ClosedLoop(pool, connections, 0.2, 1.0).run()
+        await driver(pool, Job(0.2, 1.0, concurrency=connections)).run()
         cpu = time.process_time()
-        phase = await ClosedLoop(pool, connections, seconds, 1.0).run()
+        phase = await driver(pool, Job(seconds, 1.0, concurrency=connections)).run()
         cpu = time.process_time() - cpu
         ok = phase.recorder.ok()
         print(

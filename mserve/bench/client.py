@@ -8,6 +8,7 @@ core offers more than the servers under test can take.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -25,6 +26,8 @@ class Connection(Protocol):
 
     index: int
     usable: bool
+    # When the first byte of the answer came, in ns of `time.perf_counter_ns`; 0 before.
+    first_ns: int
 
     def send(self, index: int, done: Done) -> None:
         """Send the request; `done(self, outcome, message)` follows once, never from within."""
@@ -51,6 +54,7 @@ class HttpConnection(asyncio.Protocol):
     def __init__(self, request: bytes, versions: dict[bytes, int]) -> None:
         self.index = -1
         self.usable = False
+        self.first_ns = 0
         self._request = request
         self._versions = versions
         self._done: Done | None = None
@@ -62,6 +66,7 @@ class HttpConnection(asyncio.Protocol):
         """Send the request; `done` is called when its answer is complete, or can never be."""
         self.index = index
         self._done = done
+        self.first_ns = 0
         self._transport.write(self._request)  # type: ignore[union-attr]
 
     def abort(self) -> None:
@@ -81,6 +86,8 @@ class HttpConnection(asyncio.Protocol):
         if self._done is None:  # an answer that nobody asked for
             self.abort()
             return
+        if not self.first_ns:
+            self.first_ns = time.perf_counter_ns()
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from ..wire import tfs_json
 from .client import Connection, Done
 from .recorder import OK
 from .server_view import Counters
-from .targets import Ask, Target, read_inputs
+from .targets import Ask, Connector, Target, read_inputs
 
 
 def open_bundle_target(path: Path, ask: Ask) -> Target:
@@ -105,6 +106,12 @@ class InProcess:
         model.available, model.default = {self.servable.version: self.servable}, self.servable
         self.front = Front({self.name: model}, Executor(Limits(), workers=cpu_budget()))
 
+    def description(self) -> Connector:
+        """Refused: the model is in this process."""
+        raise UsageError(
+            "a bundle in this process has one generator", hint="measure a server, or --spawn one"
+        )
+
     async def connect(self) -> Connection:
         """One more caller."""
         return Caller(self)
@@ -126,6 +133,7 @@ class Caller:
     def __init__(self, target: InProcess) -> None:
         self.index = -1
         self.usable = True
+        self.first_ns = 0
         self._target = target
         self._done: Done | None = None
         self._entry: Entry | None = None
@@ -152,6 +160,7 @@ class Caller:
         done, self._done = self._done, None
         if done is None:
             return
+        self.first_ns = time.perf_counter_ns()  # the answer comes in one piece
         self._target.answered += 1
         if isinstance(result, MserveError):
             done(self, result.http_status, str(result))

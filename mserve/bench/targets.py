@@ -25,22 +25,33 @@ class Ask:
     device: str = ""
 
 
-class Target(Protocol):
-    """What is measured. `versions` counts answers by model version since the beginning."""
+class Connector(Protocol):
+    """What opens connections. `versions` counts answers by model version since the beginning."""
 
     versions: dict[bytes, int]
+    connections_max: int
+
+    async def connect(self) -> Connection:
+        """One more way to have one request at a time answered. Raises OSError."""
+
+
+class Target(Connector, Protocol):
+    """What is measured."""
+
     # Client and server run on one event loop, so that one's work delays the other.
     shares_loop: bool
-    connections_max: int
+
+    def description(self) -> Connector:
+        """The part of the target that another process needs: it can be pickled.
+
+        Raises UsageError where there is none: a bundle in this process.
+        """
 
     def describe(self) -> dict[str, Any]:
         """Facts for the report: kind, model, signature, rows, bytes of a request, and identity."""
 
     async def start(self) -> None:
         """Get ready on the running loop."""
-
-    async def connect(self) -> Connection:
-        """One more way to have one request at a time answered. Raises OSError."""
 
     async def counters(self) -> Counters | None:
         """The server's own counters now, or None."""

@@ -14,6 +14,7 @@ import re
 import socket
 import ssl
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
@@ -25,7 +26,7 @@ from ..tensors import DEFAULT_SIGNATURE, DTYPES, Signature, TensorSpec
 from ..wire import tfs_json
 from .client import Connection, HttpConnection, request_bytes
 from .server_view import Counters, read_metrics
-from .targets import Ask, Target, read_inputs
+from .targets import Ask, Connector, Target, read_inputs
 
 ASK_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 5.0
@@ -312,6 +313,42 @@ def _spec(alias: str, info: dict[str, Any]) -> TensorSpec:
     return TensorSpec(info.get("name", alias), dtype, dims)
 
 
+class HttpConnector:
+    """Opens connections that send one request, here or in another process."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        request: bytes,
+        connections_max: int,
+        versions: dict[bytes, int] | None = None,
+    ) -> None:
+        self.endpoint = endpoint
+        self.connections_max = connections_max
+        self.versions: dict[bytes, int] = {} if versions is None else versions
+        self._request = request
+
+    async def connect(self) -> Connection:
+        """Open one more connection. Raises OSError."""
+        tls = _tls() if self.endpoint.scheme == "https" else None
+        _, connection = await asyncio.wait_for(
+            asyncio.get_running_loop().create_connection(
+                lambda: HttpConnection(self._request, self.versions),
+                self.endpoint.address,
+                self.endpoint.port,
+                ssl=tls,
+                server_hostname=self.endpoint.host if tls else None,
+            ),
+            CONNECT_TIMEOUT_S,
+        )
+        return connection
+
+
+@lru_cache(maxsize=1)
+def _tls() -> ssl.SSLContext:
+    return ssl.create_default_context()
+
+
 class TfsServer:
     """A server's model, asked over as many connections as are needed."""
 
@@ -326,7 +363,7 @@ class TfsServer:
         self._body = body
         self._path = f"{base}:predict"
         self._request = request_bytes(endpoint.authority, self._path, body)
-        self._tls = ssl.create_default_context() if endpoint.scheme == "https" else None
+        self._connector = HttpConnector(endpoint, self._request, self.connections_max, self.versions)
 
     def describe(self) -> dict[str, Any]:
         """Facts for the report."""
@@ -345,19 +382,13 @@ class TfsServer:
     async def start(self) -> None:
         """Nothing to prepare: connections are opened as they are needed."""
 
+    def description(self) -> Connector:
+        """What another process needs to ask the same."""
+        return HttpConnector(self.endpoint, self._request, self.connections_max)
+
     async def connect(self) -> Connection:
         """Open one more connection. Raises OSError."""
-        _, connection = await asyncio.wait_for(
-            asyncio.get_running_loop().create_connection(
-                lambda: HttpConnection(self._request, self.versions),
-                self.endpoint.address,
-                self.endpoint.port,
-                ssl=self._tls,
-                server_hostname=self.endpoint.host if self._tls else None,
-            ),
-            CONNECT_TIMEOUT_S,
-        )
-        return connection
+        return await self._connector.connect()
 
     async def counters(self) -> Counters | None:
         """The model's counters at `/metrics`, or None."""
