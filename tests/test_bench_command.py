@@ -105,8 +105,14 @@ def test_other_rates_are_refused(text: str) -> None:
         (["B", "--qps", "10", "--slo", "p99"], "bad --slo"),
         (["B", "--qps", "10", "--concurrency", "2"], "exclude each other"),
         (["B", "--slo", "p99=1ms"], "closed loop says nothing"),
-        (["B", "--qps", "10", "--arrivals", "bursty"], "no such arrivals"),
-        (["B", "--arrivals", "bursty"], "no such arrivals"),
+        (["B", "--qps", "10", "--arrivals", "regular"], "no such arrivals"),
+        (["B", "--arrivals", "bursty:99:1"], "no such arrivals"),
+        (["B", "--concurrency", "0"], "bad --concurrency"),
+        (["B", "--concurrency", "4:2:1"], "bad --concurrency"),
+        (["B", "--concurrency", "1:4"], "bad --concurrency"),
+        (["B", "--qps", "10", "--replay", "log"], "--replay has a rate of its own"),
+        (["B", "--replay", "log@fast"], "bad --replay"),
+        (["B", "--generators", "2"], "one generator"),
         (["B", "--qps", "0.1", "--duration", "1"], "too few"),
         (["localhost:1"], "http://localhost:1"),
         (["http://127.0.0.1:1/x"], "not one of a model"),
@@ -153,7 +159,7 @@ def test_closed_loop_of_a_server(server: Running) -> None:
     [report] = document["reports"]
     assert set(report) == {
         *("target", "load", "slo", "verdict", "requests", "rates", "latency", "uncorrected"),
-        *("client", "little", "server", "versions", "warmup", "notes"),
+        *("client", "little", "server", "versions", "warmup", "cold_start_ms", "notes"),
     }
     assert report["load"]["loop"] == "closed"
     assert report["load"]["concurrency"] == 4

@@ -74,7 +74,10 @@ def test_times_ascend_within_the_duration(arrivals: str, rate: float, seconds: f
 @pytest.mark.parametrize(
     ("arrivals", "rate", "seconds", "why"),
     [
-        ("bursty", 10.0, 1.0, "a kind nobody knows"),
+        ("regular", 10.0, 1.0, "a kind nobody knows"),
+        ("bursty:11", 10.0, 1.0, "half of the parameters"),
+        ("bursty:11:200", 10.0, 1.0, "a tenth of the time cannot hold more than all requests"),
+        ("bursty:5:x", 10.0, 1.0, "no number"),
         ("poisson", 0.0, 1.0, "nothing is ever due"),
         ("poisson", -5.0, 1.0, "a negative rate"),
         ("poisson", float("nan"), 1.0, "not a number"),

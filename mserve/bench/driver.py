@@ -19,7 +19,6 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from .alarm import Alarm, alarm
@@ -92,8 +91,7 @@ class Driver(ABC):
         """Send from a time of `time.perf_counter_ns` on (0: now), then wait for the answers."""
         cpu, wall = time.process_time(), time.perf_counter()
         start_ns = self._event_ns = start_ns or time.perf_counter_ns() + 1_000_000
-        watch = sightings(self._pool.target.versions) if self._job.watch else nullcontext({})
-        async with watch as seen:
+        async with sightings(self._pool.target.versions if self._job.watch else None) as seen:
             self._begin(start_ns)
             phase = await self._until_ended(start_ns)
         phase.sightings = seen

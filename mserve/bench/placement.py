@@ -1,4 +1,4 @@
-"""Placement: which CPUs the generators take, and which are left to a server of our own. Pure but for `cpus`."""
+"""Placement: which CPUs the generators take, and which are left to a server of our own."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def cpus() -> list[int]:
 
 
 def generators_for(rate: float | None, available: int) -> int:
-    """How many generators a rate takes, leaving at least half of the CPUs to a server; 1 for a closed loop."""
+    """How many generators a rate takes, with half of the CPUs left to a server; 1 for a closed loop."""
     if rate is None:
         return 1
     return max(1, min(math.ceil(rate / RATE_OF_ONE), available // 2))
 
 
 def place(generators: int, available: Sequence[int]) -> Placement:
-    """A CPU of its own for each generator, the rest for the server; where they do not suffice, anything goes."""
+    """A CPU for each generator, the rest for the server; where there are too few, any for all."""
     if generators >= len(available):
         return Placement((ANY,) * generators)
     own, rest = available[:generators], available[generators:]

@@ -86,7 +86,11 @@ def poisson(rate: float, duration_s: float, seed: tuple[int, ...]) -> Times:
 
 
 def bursty(
-    rate: float, duration_s: float, seed: tuple[int, ...], factor: float = BURST_FACTOR, on_ms: float = BURST_ON_MS
+    rate: float,
+    duration_s: float,
+    seed: tuple[int, ...],
+    factor: float = BURST_FACTOR,
+    on_ms: float = BURST_ON_MS,
 ) -> Times:
     """A Markov-modulated Poisson process with two states; at least one request is due.
 
@@ -118,7 +122,7 @@ def bursty(
 
 
 def replayed(offsets_ns: Times, speed: float) -> Times:
-    """The arrival times of a recording, from its first request on, `speed` times as fast. Raises UsageError."""
+    """A recording's arrival times after its first request, `speed` times as fast. Raises UsageError."""
     if not (math.isfinite(speed) and speed > 0):
         raise UsageError("bad speed", expected="a number above 0", found=f"{speed:g}")
     if not 1 <= len(offsets_ns) <= REQUESTS_MAX:

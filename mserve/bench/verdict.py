@@ -37,6 +37,8 @@ class Load:
     timeout_s: float = 10.0
     arrivals: str = "poisson"
     seed: int = 1
+    # Warm-up until latencies are steady, so many seconds at most; 0: `warmup_s`, whatever happens.
+    max_warmup_s: float = 0.0
 
     def __str__(self) -> str:
         if self.rate is None:
@@ -60,6 +62,8 @@ class Measurement:
     server: Mapping[str, Any] | None = None
     versions: Mapping[str, int] = field(default_factory=dict)
     cpu_share: float = 0.0
+    warmup_end: str = ""
+    cold_ns: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,8 @@ def judge(
     """The verdict on a measurement. `shares_loop`: client and server run on one event loop."""
     recorder = seen.phase.recorder
     total, ok = recorder.count, recorder.ok()
+    if seen.phase.broken:
+        return Verdict(Verdict.INVALID, seen.phase.broken)
     if seen.phase.stopped:
         return Verdict(Verdict.STOPPED, f"{seen.phase.stopped}, after {seen.phase.span_ns / 1e9:.1f} s")
     if total == 0:

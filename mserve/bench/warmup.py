@@ -9,7 +9,7 @@ removal makes the mean of what remains most certain, is in the first half.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -47,7 +47,7 @@ def settled(done: Ints, latency: Ints, window_ns: int) -> bool:
     if edges[0] < done[0]:
         return False
     cuts = np.searchsorted(done, edges, side="right")
-    parts = [latency[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    parts = [latency[a:b] for a, b in pairwise(cuts)]
     if min(len(part) for part in parts) == 0:
         return False
     medians = [float(np.median(part)) for part in parts]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import UsageError
-from . import _output
+from . import _bench_load, _output
 
 if TYPE_CHECKING:
     from ..bench.report import Report
@@ -33,18 +33,19 @@ def command(
             "the search for the highest rate that meets the objectives.",
         ),
     ] = None,
-    concurrency: Annotated[
-        int | None, typer.Option(help="Closed loop: so many connections (16 without --qps).", min=1, max=4096)
-    ] = None,
+    concurrency: _bench_load.Concurrency = None,
     duration: Annotated[
         float | None, typer.Option(help="Seconds to measure (5; probes: 2).", min=0.01, max=86_400)
     ] = None,
-    warmup: Annotated[float, typer.Option(help="Seconds before, not counted.", min=0, max=86_400)] = 1.0,
+    warmup: _bench_load.Warmup = None,
+    max_warmup: _bench_load.MaxWarmup = _bench_load.MAX_WARMUP_S,
     slo: Annotated[
         list[str] | None,
         typer.Option(metavar="EXPR", help="p99=50ms, errors=0.1%: exit 1 if missed; repeatable."),
     ] = None,
-    arrivals: Annotated[str, typer.Option(help="Open loop: poisson or constant.")] = "poisson",
+    arrivals: _bench_load.Arrivals = "poisson",
+    replay: _bench_load.Replay = None,
+    generators: _bench_load.Generators = None,
     inputs: Annotated[Path | None, typer.Option(help="The request: an npz file or JSON request.")] = None,
     model: Annotated[str, typer.Option(help="Which model of a server with several.")] = "",
     signature: Annotated[str, typer.Option(help="Which signature; default: serving_default.")] = "",
@@ -68,23 +69,27 @@ def command(
     rates = parse_qps(qps)
     searching = qps == AUTO
     objectives = parse(slo or [DEFAULT]) if slo or searching else None
-    _check(qps, concurrency, objectives)
+    widths = _bench_load.parse_concurrency(concurrency)
+    _check(qps, concurrency, objectives, replay)
     if rows is not None and inputs is not None:
         raise UsageError("--rows is for made-up requests", hint="--inputs holds its rows itself")
     load = Load(
         rate=rates[0] if rates else None,
-        concurrency=concurrency or 16,
+        concurrency=widths[0] if widths else 16,
         duration_s=duration or (session.PROBE_S if searching else DURATION_S),
-        warmup_s=warmup,
+        warmup_s=_bench_load.PROBE_WARMUP_S if warmup is None else warmup,
+        max_warmup_s=max_warmup if warmup is None and not searching else 0.0,
         timeout_s=timeout,
         arrivals=arrivals,
         seed=seed,
     )
     session.check(load, rates)
+    load, means = _bench_load.means(load, generators, replay, in_process="://" not in target)
+    rates = [load.rate] if replay is not None and load.rate else rates
     stamp = environment.stamp(sys.argv[1:])
     opened = open_target(target, Ask(model, signature, rows or 1, inputs, device))
-    work = session.Session(opened, load, objectives, _output.note)
-    result = session.run(work.search() if searching else work.sweep(rates) if rates else work.closed())
+    work = session.Session(opened, load, objectives, _output.note, means)
+    result = session.run(work.search() if searching else work.sweep(rates) if rates else work.closed(widths))
     if as_json:
         _output.emit_json("bench", {"environment": stamp, **result.to_json()})
     else:
@@ -111,13 +116,15 @@ def parse_qps(text: str | None) -> list[float]:
     return [low + i * step for i in range(count)]
 
 
-def _check(qps: str | None, concurrency: int | None, slo: Slo | None) -> None:
+def _check(qps: str | None, concurrency: str | None, slo: Slo | None, replay: str | None) -> None:
+    if replay is not None and (qps, concurrency) != (None, None):
+        raise UsageError("--replay has a rate of its own", hint="leave out --qps and --concurrency")
     if qps is not None and concurrency is not None:
         raise UsageError(
             "--qps and --concurrency exclude each other",
             hint="--qps opens as many connections as its rate needs; --concurrency is the closed loop",
         )
-    if qps is None and slo is not None and slo.objectives:
+    if qps is None and replay is None and slo is not None and slo.objectives:
         raise UsageError(
             "a closed loop says nothing about a latency objective",
             found=str(slo),
@@ -166,7 +173,7 @@ def _probe_row(report: Report) -> tuple[str, ...]:
     shown = {c.p: time(c.value_ns) for c, _ in report.percentiles()}
     batch = report.seen.server["mean_batch_rows"] if report.seen.server else None
     return (
-        f"{report.load.rate:g}/s" if report.load.rate else "closed",
+        f"{report.load.rate:g}/s" if report.load.rate else f"closed, {report.load.concurrency}",
         f"{report.rates.achieved:,.1f}/s",
         shown.get(0.5, "-"),
         shown.get(0.99, "-"),

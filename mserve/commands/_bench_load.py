@@ -1,0 +1,97 @@
+"""`mserve bench`: the options about the load, and what they amount to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from ..bench.session import Means
+    from ..bench.verdict import Load
+
+CONCURRENCY_MAX = 4096
+MAX_WARMUP_S = 10.0
+PROBE_WARMUP_S = 1.0
+
+Concurrency = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|LO:HI:STEP", help="Closed loop: so many connections (16 without --qps), or a sweep."
+    ),
+]
+Warmup = Annotated[
+    float | None,
+    typer.Option(help="Seconds before, not counted; default: until latencies are steady.", min=0, max=86_400),
+]
+MaxWarmup = Annotated[
+    float, typer.Option(help="Seconds until warm-up ends, steady or not.", min=0.1, max=86_400)
+]
+Arrivals = Annotated[
+    str,
+    typer.Option(help="Open loop: poisson, constant, bursty[:FACTOR:ON_MS] (5 times for 200 ms)."),
+]
+Generators = Annotated[
+    int | None,
+    typer.Option(help="Processes that send; default: as many as the rate takes.", min=1, max=64),
+]
+Replay = Annotated[
+    str | None,
+    typer.Option(metavar="LOG[@SPEED]", help="Open loop: the arrival times of a request log."),
+]
+
+
+def parse_concurrency(text: str | None) -> list[int]:
+    """The numbers of connections of `--concurrency`; none without it. Raises UsageError."""
+    if text is None:
+        return []
+    parts = text.split(":")
+    numbers = [int(part) if part.isascii() and part.isdigit() and len(part) < 9 else 0 for part in parts]
+    if len(numbers) == 1:
+        numbers = [*numbers, *numbers, 1]
+    if len(numbers) != 3 or not 1 <= numbers[0] <= numbers[1] <= CONCURRENCY_MAX or not numbers[2]:
+        raise UsageError(
+            "bad --concurrency", expected=f"1 to {CONCURRENCY_MAX}, or LO:HI:STEP", found=repr(text)
+        )
+    low, high, step = numbers
+    return list(range(low, high + 1, step))
+
+
+def parse_replay(text: str) -> tuple[Path, float]:
+    """The file and the speed of `--replay`; 1 without one. Raises UsageError."""
+    path, at, speed = text.rpartition("@")
+    if not at:
+        return Path(text), 1.0
+    try:
+        return Path(path), float(speed)
+    except ValueError:
+        raise UsageError("bad --replay", expected="LOG or LOG@SPEED", found=repr(text)) from None
+
+
+def means(load: Load, generators: int | None, replay: str | None, *, in_process: bool) -> tuple[Load, Means]:
+    """The generators and the recording that the options name, and the load with its rate and length.
+
+    Raises UsageError, InputError.
+    """
+    from dataclasses import replace
+
+    from ..bench import placement
+    from ..bench.request_log import read_log
+    from ..bench.schedule import replayed
+    from ..bench.session import Means
+
+    recording = None
+    if replay is not None:
+        path, speed = parse_replay(replay)
+        recording = replayed(read_log(path)[0], speed)
+        span_s = max(float(recording[-1]) / 1e9, 1e-3)
+        load = replace(load, rate=len(recording) / span_s, duration_s=span_s, arrivals=f"replay of {replay}")
+    if in_process and generators not in (None, 1):
+        raise UsageError("a bundle in this process has one generator", hint="measure a server's URL")
+    cpus = placement.cpus()
+    count = generators or (1 if in_process else placement.generators_for(load.rate, len(cpus)))
+    placed = placement.place(count, cpus) if count > 1 else placement.Placement((placement.ANY,))
+    return load, Means(placed, recording)
