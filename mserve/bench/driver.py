@@ -33,6 +33,8 @@ GONE_S = 1.0
 _RETRY_S = 0.05
 _BURST = 64
 _TIMER_SLACK_S = 0.002
+# A share of the CPU over less time than this would say nothing.
+_SHARE_S = 0.05
 
 
 @dataclass(slots=True)
@@ -95,7 +97,7 @@ class Driver(ABC):
             self._begin(start_ns)
             phase = await self._until_ended(start_ns)
         phase.sightings = seen
-        phase.cpu_share = (time.process_time() - cpu) / max(1e-9, time.perf_counter() - wall)
+        phase.cpu_share = (time.process_time() - cpu) / max(_SHARE_S, time.perf_counter() - wall)
         return phase
 
     @abstractmethod

@@ -57,7 +57,7 @@ class Member:
         theirs.close()
         self._loop = asyncio.get_running_loop()
         self._heard: asyncio.Future[tuple[str, Any]] = self._loop.create_future()
-        self._loop.add_reader(self._pipe.fileno(), self._hear)
+        generator.listen(self._pipe, self._hear)
 
     def prepare(self, job: Job) -> None:
         """Give it its part of a job."""

@@ -19,7 +19,7 @@ import mmap
 import os
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection as Pipe
 from typing import Any
 
@@ -47,6 +47,15 @@ def main(pipe: Pipe, memory: Any, target: Connector, cpus: Iterable[int]) -> Non
         uvloop.run(generator.serve())
 
 
+def listen(pipe: Pipe, hear: Callable[[], None]) -> None:
+    """Call back when there is something to read from a pipe, whose calls shall block as before.
+
+    libuv makes what it watches non-blocking; then half of a large message would be an error.
+    """
+    asyncio.get_running_loop().add_reader(pipe.fileno(), hear)
+    os.set_blocking(pipe.fileno(), True)
+
+
 class Generator:
     """The child's end of the pipe."""
 
@@ -61,9 +70,8 @@ class Generator:
 
     async def serve(self) -> None:
         """Follow the parent's words until it hangs up."""
-        loop = asyncio.get_running_loop()
-        self._over = loop.create_future()
-        loop.add_reader(self._pipe.fileno(), self._hear)
+        self._over = asyncio.get_running_loop().create_future()
+        listen(self._pipe, self._hear)
         await self._over
         self._pool.close()
 
