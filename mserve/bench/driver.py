@@ -32,6 +32,10 @@ from .targets import Connector
 GONE_S = 1.0
 _RETRY_S = 0.05
 _BURST = 64
+# A process that sleeps wakes up late by some tens of microseconds; so the last ones before a
+# request are spent awake, where that takes no more than a quarter of the time.
+_SPIN_NS = 100_000
+_SPIN_FROM_NS = 4 * _SPIN_NS
 _TIMER_SLACK_S = 0.002
 # A share of the CPU over less time than this would say nothing.
 _SHARE_S = 0.05
@@ -341,7 +345,7 @@ class OpenLoop(Driver):
         self._connections_max = min(limit, self._job.concurrency) if self._job.concurrency else limit
         self._alarm: Alarm = alarm(self._send_due)
         if self._total:
-            self._alarm.set(self._due[0])
+            self._wait(self._due[0], early=False)
         else:
             self._all_sent()
 
@@ -358,10 +362,13 @@ class OpenLoop(Driver):
     def _send_due(self) -> None:
         """Take up every request that is due, then set the alarm for the next one.
 
-        After a burst, answers get their turn before the rest.
+        After a burst, answers get their turn before the rest. An alarm that comes early, before
+        a pause's end, is followed by polling: the loop looks after its sockets meanwhile.
         """
+        if self._ended.done():
+            return
         recorder, due, taken = self.recorder, self._due, self._taken
-        index = recorder.count
+        index = first = recorder.count
         burst_end = min(self._total, index + _BURST)
         while index < burst_end and due[index] <= (now := time.perf_counter_ns()):
             taken[index] = now
@@ -369,9 +376,16 @@ class OpenLoop(Driver):
             self._dispatch(index)
             index += 1
         if index < self._total:
-            self._alarm.set(due[index])
+            self._wait(due[index], early=index == first)
         elif self._limit is None:
             self._all_sent()
+
+    def _wait(self, due: int, *, early: bool) -> None:
+        left = due - time.perf_counter_ns()
+        if early and left < _SPIN_NS:
+            self._loop.call_soon(self._send_due)
+        else:
+            self._alarm.set(due - _SPIN_NS if left > _SPIN_FROM_NS else due)
 
     def _all_sent(self) -> None:
         self._limit = self._loop.call_later(self._job.drain_s, self.stop, "")
