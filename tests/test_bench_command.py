@@ -113,6 +113,13 @@ def test_other_rates_are_refused(text: str) -> None:
         (["B", "--qps", "10", "--replay", "log"], "--replay has a rate of its own"),
         (["B", "--replay", "log@fast"], "bad --replay"),
         (["B", "--generators", "2"], "one generator"),
+        (["B", "--scenario", "interactive"], "no such scenario"),
+        (["B", "--scenario", "server", "--qps", "10"], "one --slo"),
+        (["B", "--scenario", "server", "--slo", "p99=1ms"], "a rate"),
+        (["B", "--scenario", "offline", "--qps", "10"], "only the server scenario"),
+        (["B", "--scenario", "server", "--qps", "--slo", "p99=1ms"], "at most one rate"),
+        (["B", "--queries", "10"], "--queries is for a scenario"),
+        (["B", "--loadgen"], "--loadgen is for a scenario"),
         (["B", "--qps", "0.1", "--duration", "1"], "too few"),
         (["localhost:1"], "http://localhost:1"),
         (["http://127.0.0.1:1/x"], "not one of a model"),
@@ -150,7 +157,9 @@ def test_urls_are_read(url: str, host: str, port: int, model: str, rest: str) ->
 
 def test_closed_loop_of_a_server(server: Running) -> None:
     document = bench_json(server.url, *QUICK, "--concurrency", 4)
-    assert set(document) == {"schema", "kind", "environment", "search", "stopped", "reports"}
+    assert set(document) == {
+        *("schema", "kind", "environment", "search", "stopped", "scenario", "loadgen", "reports"),
+    }
     assert document["kind"] == "bench"
     assert document["search"] is None
     environment = document["environment"]

@@ -3,6 +3,7 @@
     closed   N connections as fast as the answers come, for one N or several
     sweep    one rate or several, one after the other, in an open loop
     search   the highest rate that meets the objectives
+    scenario one of MLPerf's
 
 The very first request is sent alone: it is the cold start. Warm-up and measurement are
 separate phases, and the server's counters are read between them, while nothing is sent, so
@@ -27,11 +28,13 @@ from ..errors import EnvironmentProblem
 from .engine import Engine, Local
 from .fleet import Fleet
 from .job import Job
+from .load_job import load_job, scenario_job
 from .placement import ANY, Placement
 from .quantiles import grows_throughout
 from .recorder import INTERRUPTED, Phase, closed_rates
 from .report import Report
-from .schedule import Times, check_schedule, schedule
+from .scenario import Outcome, Rules, judged
+from .schedule import Times, check_schedule
 from .search import Probe, Search, find
 from .server_view import server_view
 from .slo import Slo
@@ -58,6 +61,8 @@ class Result:
     reports: list[Report] = field(default_factory=list)
     search: Search | None = None
     stopped: str = ""
+    scenario: Outcome | None = None
+    loadgen: dict[str, Any] | None = None
 
     def headline(self) -> Report | None:
         """The report to show in full: the only one, or the confirmed one of a search."""
@@ -70,6 +75,8 @@ class Result:
         return {
             "search": self.search.to_json() if self.search else None,
             "stopped": self.stopped or None,
+            "scenario": self.scenario.to_json() if self.scenario else None,
+            "loadgen": self.loadgen,
             "reports": [report.to_json() for report in self.reports],
         }
 
@@ -80,6 +87,8 @@ class Result:
             return 130 if self.stopped == INTERRUPTED else EnvironmentProblem.exit_code
         if self.search is not None:
             return 0 if self.search.rate is not None else 1
+        if self.scenario is not None and not self.scenario.valid:
+            return 1
         if not any(report.ok for report in self.reports) or (asserted and Verdict.PASS not in codes):
             return 1
         return 0
@@ -133,6 +142,10 @@ class Session:
         """Each rate in turn; stops early only when the server is gone or somebody says so."""
         return await self._within(self._sweep([replace(self.load, rate=rate) for rate in rates]))
 
+    async def scenario(self, rules: Rules, *, loadgen: bool = False) -> Result:
+        """One of MLPerf's scenarios; with `loadgen`, once more by MLPerf's own LoadGen."""
+        return await self._within(self._scenario(rules, loadgen))
+
     async def search(self) -> Result:
         """The highest rate that meets the objectives."""
         return await self._within(self._search())
@@ -178,13 +191,16 @@ class Session:
 
     # one measurement
 
-    async def _measure(self, load: Load) -> Report:
+    async def _measure(self, load: Load, rules: Rules | None = None) -> Report:
         """Warm up, read counters, send, read counters."""
         warmup, end = await self._warm_up(load)
         if warmup is not None and (warmup.stopped or warmup.broken):
             return self._report(load, warmup, Measurement(warmup, cold_ns=self._cold_ns))
         before, versions = await self.target.counters(), dict(self.target.versions)
-        phase = await self._phase(load, load.duration_s, self._means.recording)
+        if rules is not None:
+            phase = await self._run(scenario_job(rules, load, warmup, self._seed()))
+        else:
+            phase = await self._phase(load, load.duration_s, self._means.recording)
         after = None if phase.stopped else await self.target.counters()
         answers = {
             version.decode("latin-1"): count - versions.get(version, 0)
@@ -231,12 +247,31 @@ class Session:
         return Report.of(self.target.describe(), load, seen, self.slo, shares_loop=self.target.shares_loop)
 
     async def _phase(self, load: Load, duration_s: float, recording: Times | None = None) -> Phase:
-        """Send one phase's load; every phase of a rate draws its own schedule from the seed."""
+        """Send one phase's load."""
+        return await self._run(load_job(load, duration_s, self._seed(), recording))
+
+    def _seed(self) -> tuple[int, int]:
+        """Every phase of a rate draws its own schedule."""
         self._phases += 1
+        return self.load.seed, self._phases
+
+    async def _run(self, job: Job) -> Phase:
         gc.collect()
         gc.freeze()
-        seed = (load.seed, self._phases)
-        return await self._engine.run(_job(load, duration_s, seed, recording), seed)
+        return await self._engine.run(job, (self.load.seed, self._phases))
+
+    async def _scenario(self, rules: Rules, loadgen: bool) -> None:
+        """Warm up, send as the scenario says, and judge by its rules."""
+        self._progress(f"{self.load}: {rules.text()}, after warm-up; a closed loop unless it has a rate")
+        report = await self._measure(self.load, rules)
+        self.result.reports.append(report)
+        outcome = self.result.scenario = judged(rules, report.seen.phase)
+        if loadgen and not self.result.stopped:
+            from .loadgen import drive
+
+            self._progress("the same by MLPerf's LoadGen")
+            rate = self.load.rate or outcome.value
+            self.result.loadgen = await drive(self.target, rules, rate, self.load.concurrency)
 
     # the search
 
@@ -288,13 +323,3 @@ class Session:
             await asyncio.sleep(SETTLE_S)
         hopeless = bool(self.result.stopped) or report.ok == 0
         return Probe(rate, passed, str(report.verdict), fatal=hopeless)
-
-
-def _job(load: Load, duration_s: float, seed: tuple[int, ...], recording: Times | None) -> Job:
-    if load.rate is None:
-        return Job(duration_s, load.timeout_s, concurrency=load.concurrency)
-    if recording is not None:
-        return Job(duration_s, load.timeout_s, recording)
-    duration_s = max(duration_s, 1 / load.rate)
-    arrivals = "poisson" if load.arrivals.startswith("replay") else load.arrivals
-    return Job(duration_s, load.timeout_s, schedule(arrivals, load.rate, duration_s, seed))

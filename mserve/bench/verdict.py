@@ -39,8 +39,11 @@ class Load:
     seed: int = 1
     # Warm-up until latencies are steady, so many seconds at most; 0: `warmup_s`, whatever happens.
     max_warmup_s: float = 0.0
+    scenario: str = ""
 
     def __str__(self) -> str:
+        if self.scenario:
+            return f"MLPerf {self.scenario}, {f'{self.rate:g}/s, ' if self.rate else ''}{self.duration_s:g} s"
         if self.rate is None:
             return f"closed loop, {self.concurrency} connections, {self.duration_s:g} s"
         return f"open loop, {self.arrivals}, {self.rate:g}/s for {self.duration_s:g} s"

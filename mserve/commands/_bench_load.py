@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import UsageError
+from . import _output
 
 if TYPE_CHECKING:
+    from ..bench.scenario import Outcome, Rules
     from ..bench.session import Means
+    from ..bench.slo import Slo
     from ..bench.verdict import Load
 
 CONCURRENCY_MAX = 4096
@@ -42,6 +45,22 @@ Replay = Annotated[
     str | None,
     typer.Option(metavar="LOG[@SPEED]", help="Open loop: the arrival times of a request log."),
 ]
+Scenario = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="MLPerf's single-stream, multi-stream, server (with --qps RATE and --slo) or offline.",
+    ),
+]
+Queries = Annotated[
+    int | None,
+    typer.Option(help="A scenario's least number of queries (offline: samples).", min=1, max=20_000_000),
+]
+LoadGen = Annotated[
+    bool,
+    typer.Option("--loadgen", help="Run the scenario by MLPerf's LoadGen too (mserve[mlperf])."),
+]
+SCENARIO_S = 10.0
 
 
 def parse_concurrency(text: str | None) -> list[int]:
@@ -89,9 +108,59 @@ def means(load: Load, generators: int | None, replay: str | None, *, in_process:
         recording = replayed(read_log(path)[0], speed)
         span_s = max(float(recording[-1]) / 1e9, 1e-3)
         load = replace(load, rate=len(recording) / span_s, duration_s=span_s, arrivals=f"replay of {replay}")
+    scenario = load.scenario
     if in_process and generators not in (None, 1):
         raise UsageError("a bundle in this process has one generator", hint="measure a server's URL")
     cpus = placement.cpus()
+    if scenario in ("single-stream", "multi-stream") and generators not in (None, 1):
+        raise UsageError("a stream comes from one generator", found=f"--generators {generators}")
     count = generators or (1 if in_process else placement.generators_for(load.rate, len(cpus)))
     placed = placement.place(count, cpus) if count > 1 else placement.Placement((placement.ANY,))
     return load, Means(placed, recording)
+
+
+def rules(name: str | None, load: Load, queries: int | None, slo: Slo | None) -> tuple[Load, Rules | None]:
+    """The rules of `--scenario` and the load that it is; no rules without one. Raises UsageError."""
+    if name is None:
+        if queries is not None:
+            raise UsageError("--queries is for a scenario", hint="--scenario single-stream, for example")
+        return load, None
+    from dataclasses import replace
+
+    from ..bench.scenario import Rules, named
+
+    scenario = named(name)
+    objectives = slo.objectives if slo else ()
+    if name == "server" and (load.rate is None or len(objectives) != 1):
+        raise UsageError("the server scenario needs --qps RATE and one --slo such as p99=15ms")
+    if name != "server" and (load.rate is not None or objectives):
+        raise UsageError("only the server scenario has a rate and an objective", found=name)
+    bound = objectives[0] if objectives else None
+    width = scenario.samples if scenario.streams else load.concurrency
+    least = scenario.queries_min if queries is None else queries
+    found = Rules(scenario, load.duration_s, least, *((bound.limit_ns, bound.p) if bound else ()))
+    return replace(load, scenario=name, concurrency=width), found
+
+
+def check_scenario(scenario: str | None, qps: str | None, replay: str | None, *, loadgen: bool) -> None:
+    """Refuse what does not go with a scenario, or without one. Raises UsageError."""
+    if scenario is None and loadgen:
+        raise UsageError("--loadgen is for a scenario", hint="--scenario single-stream, for example")
+    one_rate = qps is None or (qps != "auto" and ":" not in qps)
+    if scenario is not None and not (one_rate and replay is None):
+        raise UsageError(
+            "a scenario has at most one rate", hint="--scenario server --qps RATE --slo p99=15ms"
+        )
+
+
+def show_scenario(found: Outcome, loadgen: dict[str, Any] | None) -> None:
+    """A scenario's outcome for people, and LoadGen's own beside it."""
+    rows = [("mserve", found.figure(), "VALID" if found.valid else f"INVALID: {'; '.join(found.invalid)}")]
+    if loadgen is not None:
+        value = "none" if loadgen["value"] is None else f"{loadgen['value']:,.3f} {loadgen['unit']}"
+        broken = [*loadgen["unsatisfied"], *([f"{loadgen['failed']} failed"] if loadgen["failed"] else [])]
+        verdict = "VALID" if loadgen["valid"] else f"INVALID: {', '.join(broken) or 'see LoadGen'}"
+        rows.append(("LoadGen", value, verdict))
+    _output.table((f"MLPerf {found.rules.scenario.name}", found.metric(), "result"), rows)
+    for note in found.notes:
+        _output.line(f"note: {note}")

@@ -45,6 +45,9 @@ def command(
     ] = None,
     arrivals: _bench_load.Arrivals = "poisson",
     replay: _bench_load.Replay = None,
+    scenario: _bench_load.Scenario = None,
+    queries: _bench_load.Queries = None,
+    loadgen: _bench_load.LoadGen = False,
     generators: _bench_load.Generators = None,
     inputs: Annotated[Path | None, typer.Option(help="The request: an npz file or JSON request.")] = None,
     model: Annotated[str, typer.Option(help="Which model of a server with several.")] = "",
@@ -71,12 +74,14 @@ def command(
     objectives = parse(slo or [DEFAULT]) if slo or searching else None
     widths = _bench_load.parse_concurrency(concurrency)
     _check(qps, concurrency, objectives, replay)
+    _bench_load.check_scenario(scenario, qps, replay, loadgen=loadgen)
     if rows is not None and inputs is not None:
         raise UsageError("--rows is for made-up requests", hint="--inputs holds its rows itself")
+    default_s = session.PROBE_S if searching else _bench_load.SCENARIO_S if scenario else DURATION_S
     load = Load(
         rate=rates[0] if rates else None,
         concurrency=widths[0] if widths else 16,
-        duration_s=duration or (session.PROBE_S if searching else DURATION_S),
+        duration_s=duration or default_s,
         warmup_s=_bench_load.PROBE_WARMUP_S if warmup is None else warmup,
         max_warmup_s=max_warmup if warmup is None and not searching else 0.0,
         timeout_s=timeout,
@@ -84,12 +89,17 @@ def command(
         seed=seed,
     )
     session.check(load, rates)
+    load, rules = _bench_load.rules(scenario, load, queries, objectives)
     load, means = _bench_load.means(load, generators, replay, in_process="://" not in target)
     rates = [load.rate] if replay is not None and load.rate else rates
     stamp = environment.stamp(sys.argv[1:])
     opened = open_target(target, Ask(model, signature, rows or 1, inputs, device))
     work = session.Session(opened, load, objectives, _output.note, means)
-    result = session.run(work.search() if searching else work.sweep(rates) if rates else work.closed(widths))
+    if rules is not None:
+        task = work.scenario(rules, loadgen=loadgen)
+    else:
+        task = work.search() if searching else work.sweep(rates) if rates else work.closed(widths)
+    result = session.run(task)
     if as_json:
         _output.emit_json("bench", {"environment": stamp, **result.to_json()})
     else:
@@ -142,6 +152,8 @@ def show(result: Result) -> None:
     report = result.headline()
     if report is not None:
         _show_report(report)
+    if result.scenario is not None:
+        _bench_load.show_scenario(result.scenario, result.loadgen)
     if result.search is not None:
         found = result.search.rate
         _output.line(f"highest rate: {found:g}/s" if found else "highest rate: none")
