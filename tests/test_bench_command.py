@@ -120,6 +120,8 @@ def test_other_rates_are_refused(text: str) -> None:
         (["B", "--scenario", "server", "--qps", "--slo", "p99=1ms"], "at most one rate"),
         (["B", "--queries", "10"], "--queries is for a scenario"),
         (["B", "--loadgen"], "--loadgen is for a scenario"),
+        (["B", "--publish", "D"], "--publish is for --during-reload"),
+        (["B", "--qps", "--during-reload", "B"], "goes with a rate"),
         (["B", "--qps", "0.1", "--duration", "1"], "too few"),
         (["localhost:1"], "http://localhost:1"),
         (["http://127.0.0.1:1/x"], "not one of a model"),
@@ -168,7 +170,7 @@ def test_closed_loop_of_a_server(server: Running) -> None:
     [report] = document["reports"]
     assert set(report) == {
         *("target", "load", "slo", "verdict", "requests", "rates", "latency", "uncorrected"),
-        *("client", "little", "server", "versions", "warmup", "cold_start_ms", "notes"),
+        *("client", "little", "server", "versions", "warmup", "cold_start_ms", "swaps", "notes"),
     }
     assert report["load"]["loop"] == "closed"
     assert report["load"]["concurrency"] == 4

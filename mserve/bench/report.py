@@ -11,6 +11,7 @@ import numpy as np
 from .quantiles import NEVER_NS, Ints, Percentile, percentile
 from .recorder import INTERRUPTED, Rates, closed_rates, lag_p99, open_rates, outcome_name
 from .slo import Slo
+from .swap_text import swap_facts
 from .verdict import CLOSED_LABEL, Load, Measurement, Verdict, judge, late_client, show
 
 PERCENTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
@@ -111,6 +112,7 @@ class Report:
             "versions": dict(self.seen.versions),
             "warmup": _warmup_json(self.seen),
             "cold_start_ms": milliseconds(self.seen.cold_ns),
+            "swaps": self.seen.swaps.to_json() if self.seen.swaps else None,
             "notes": self.notes(),
         }
 
@@ -232,6 +234,8 @@ def facts(report: Report) -> list[tuple[str, str]]:
     rows.append(("achieved", f"{report.rates.achieved:,.1f}/s"))
     if seen.server is not None:
         rows.append(("server", _server_text(seen.server)))
+    if seen.swaps is not None:
+        rows += swap_facts(seen.swaps, quotable=report.quotable())
     return rows
 
 

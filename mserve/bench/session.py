@@ -32,6 +32,8 @@ from .load_job import load_job, scenario_job
 from .placement import ANY, Placement
 from .quantiles import grows_throughout
 from .recorder import INTERRUPTED, Phase, closed_rates
+from .reload import Reload
+from .reload import judged as judged_swaps
 from .report import Report
 from .scenario import Outcome, Rules, judged
 from .schedule import Times, check_schedule
@@ -100,6 +102,7 @@ class Means:
 
     placement: Placement = field(default_factory=lambda: Placement((ANY,)))
     recording: Times | None = None
+    reload: Reload | None = None
 
 
 def check(load: Load, rates: list[float]) -> None:
@@ -200,7 +203,7 @@ class Session:
         if rules is not None:
             phase = await self._run(scenario_job(rules, load, warmup, self._seed()))
         else:
-            phase = await self._phase(load, load.duration_s, self._means.recording)
+            phase = await self._swapping(load_job(load, load.duration_s, self._seed(), self._means.recording))
         after = None if phase.stopped else await self.target.counters()
         answers = {
             version.decode("latin-1"): count - versions.get(version, 0)
@@ -208,7 +211,9 @@ class Session:
             if count > versions.get(version, 0)
         }
         view = server_view(before, after)
-        seen = Measurement(phase, warmup, view, answers, phase.cpu_share, end, self._cold_ns)
+        reload = self._means.reload
+        swaps = judged_swaps(reload, phase.recorder, phase.sightings) if reload is not None else None
+        seen = Measurement(phase, warmup, view, answers, phase.cpu_share, end, self._cold_ns, swaps)
         return self._report(load, phase, seen)
 
     async def _start_cold(self) -> None:
@@ -259,6 +264,19 @@ class Session:
         gc.collect()
         gc.freeze()
         return await self._engine.run(job, (self.load.seed, self._phases))
+
+    async def _swapping(self, job: Job) -> Phase:
+        """Run a job, with swaps meanwhile where they are wanted."""
+        reload = self._means.reload
+        if reload is None:
+            return await self._run(job)
+        over = asyncio.Event()
+        task = asyncio.create_task(reload.keep_on(over))
+        try:
+            return await self._run(replace(job, watch=True))
+        finally:
+            over.set()
+            await task
 
     async def _scenario(self, rules: Rules, loadgen: bool) -> None:
         """Warm up, send as the scenario says, and judge by its rules."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from .quantiles import NEVER_NS, grows_throughout, nearest_rank
 from .recorder import Phase, Rates, Recorder, lag_p99, outcome_name
+from .reload import Swaps
 from .slo import Slo, misses
 
 ACHIEVED_MIN = 0.99
@@ -67,6 +68,7 @@ class Measurement:
     cpu_share: float = 0.0
     warmup_end: str = ""
     cold_ns: int | None = None
+    swaps: Swaps | None = None
 
 
 @dataclass(frozen=True, slots=True)

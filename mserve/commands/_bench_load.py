@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..bench.scenario import Outcome, Rules
     from ..bench.session import Means
     from ..bench.slo import Slo
+    from ..bench.targets import Target
     from ..bench.verdict import Load
 
 CONCURRENCY_MAX = 4096
@@ -45,6 +46,21 @@ Replay = Annotated[
     str | None,
     typer.Option(metavar="LOG[@SPEED]", help="Open loop: the arrival times of a request log."),
 ]
+DuringReload = Annotated[
+    str | None,
+    typer.Option(
+        metavar="BASE|load|cycle",
+        help="Publish copies of the newest version of a base path meanwhile; or call the server's "
+        "repository API: load, or unload and load.",
+    ),
+]
+Publish = Annotated[
+    list[Path] | None, typer.Option(metavar="DIR", help="Publish these versions in turn; repeatable.")
+]
+ReloadEvery = Annotated[
+    float, typer.Option(help="Seconds between the swaps of --during-reload.", min=0.05, max=3600)
+]
+RELOAD_EVERY_S = 2.0
 Scenario = Annotated[
     str | None,
     typer.Option(
@@ -164,3 +180,26 @@ def show_scenario(found: Outcome, loadgen: dict[str, Any] | None) -> None:
     _output.table((f"MLPerf {found.rules.scenario.name}", found.metric(), "result"), rows)
     for note in found.notes:
         _output.line(f"note: {note}")
+
+
+def check_reload(
+    where: str | None, publish: list[Path] | None, scenario: str | None, qps: str | None
+) -> None:
+    """Refuse what does not go with `--during-reload`. Raises UsageError."""
+    if where is None and publish:
+        raise UsageError("--publish is for --during-reload", hint="--during-reload BASE_PATH --publish DIR")
+    if where is not None and (scenario is not None or qps == "auto"):
+        raise UsageError("--during-reload goes with a rate, no search or scenario", hint="--qps RATE")
+
+
+def with_reload(
+    means: Means, where: str | None, publish: list[Path] | None, every_s: float, target: Target
+) -> Means:
+    """The means with the swaps of `--during-reload`. Raises UsageError or InputError."""
+    if where is None:
+        return means
+    from dataclasses import replace
+
+    from ..bench.reload import Reload, open_publisher
+
+    return replace(means, reload=Reload(open_publisher(where, publish or (), target.describe()), every_s))

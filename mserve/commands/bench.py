@@ -45,6 +45,9 @@ def command(
     ] = None,
     arrivals: _bench_load.Arrivals = "poisson",
     replay: _bench_load.Replay = None,
+    during_reload: _bench_load.DuringReload = None,
+    publish: _bench_load.Publish = None,
+    reload_every: _bench_load.ReloadEvery = _bench_load.RELOAD_EVERY_S,
     scenario: _bench_load.Scenario = None,
     queries: _bench_load.Queries = None,
     loadgen: _bench_load.LoadGen = False,
@@ -75,6 +78,7 @@ def command(
     widths = _bench_load.parse_concurrency(concurrency)
     _check(qps, concurrency, objectives, replay)
     _bench_load.check_scenario(scenario, qps, replay, loadgen=loadgen)
+    _bench_load.check_reload(during_reload, publish, scenario, qps)
     if rows is not None and inputs is not None:
         raise UsageError("--rows is for made-up requests", hint="--inputs holds its rows itself")
     default_s = session.PROBE_S if searching else _bench_load.SCENARIO_S if scenario else DURATION_S
@@ -94,6 +98,7 @@ def command(
     rates = [load.rate] if replay is not None and load.rate else rates
     stamp = environment.stamp(sys.argv[1:])
     opened = open_target(target, Ask(model, signature, rows or 1, inputs, device))
+    means = _bench_load.with_reload(means, during_reload, publish, reload_every, opened)
     work = session.Session(opened, load, objectives, _output.note, means)
     if rules is not None:
         task = work.scenario(rules, loadgen=loadgen)
