@@ -18,8 +18,9 @@ from multiprocessing.connection import Connection
 import uvloop
 
 from mserve.bench.client import HttpConnection, request_bytes
-from mserve.bench.driver import Pool, driver
+from mserve.bench.driver import Pool
 from mserve.bench.job import Job
+from mserve.bench.loops import driver
 from mserve.bench.server_view import Counters
 
 BODY = b'{"instances":[[0.1,0.2,0.3,0.4]]}'

@@ -10,8 +10,9 @@ import pytest
 from bench_tools import ANSWER, MS, REFUSAL, Behaviour, at_once, fake_server, one_at_a_time, stalls
 
 from mserve.bench.alarm import Polled, alarm
-from mserve.bench.driver import Pool, driver
+from mserve.bench.driver import Pool
 from mserve.bench.job import Job
+from mserve.bench.loops import driver
 from mserve.bench.quantiles import nearest_rank
 from mserve.bench.recorder import CONNECTION, INTERRUPTED, NOT_HTTP, OK, UNFINISHED, UNSENT, Phase, open_rates
 from mserve.bench.schedule import schedule

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from .driver import Driver, Pool, driver
+from .driver import Driver, Pool
 from .job import Job
+from .loops import driver
 from .recorder import INTERRUPTED, Phase, Recorder
 from .targets import Connector
 

@@ -25,8 +25,9 @@ from typing import Any
 
 import orjson
 
-from .driver import Driver, Pool, driver
+from .driver import Driver, Pool
 from .job import Job
+from .loops import driver
 from .recorder import ROW_BYTES, Phase
 from .targets import Connector
 

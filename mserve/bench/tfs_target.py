@@ -13,8 +13,6 @@ import json
 import re
 import socket
 import ssl
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
@@ -24,7 +22,8 @@ from ..errors import EnvironmentProblem, InputError, MserveError, NotFound, Requ
 from ..examples import generate
 from ..tensors import DEFAULT_SIGNATURE, DTYPES, Signature, TensorSpec
 from ..wire import tfs_json
-from .client import Connection, HttpConnection, request_bytes
+from .client import Connection, request_bytes
+from .connectors import Endpoint, HttpConnector
 from .server_view import Counters, read_metrics
 from .targets import Ask, Connector, Target, read_inputs
 
@@ -36,24 +35,6 @@ _FILES_RESERVED = 64
 
 _PATH = re.compile(r"(?:/v1/models/([^/:]+)(/versions/\d+|/labels/[^/:]+)?(?::predict)?|/v1/models)?/?")
 _DTYPE_OF_TF = {d.tf: d.name for d in DTYPES.values()}
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where a server listens. `address` is the numeric one that `host` stands for."""
-
-    url: str
-    scheme: str
-    host: str
-    port: int
-    address: str = ""
-    same_machine: bool = False
-
-    @property
-    def authority(self) -> str:
-        """The Host header's value."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == (443 if self.scheme == "https" else 80) else f"{host}:{self.port}"
 
 
 def open_url(url: str, ask: Ask) -> Target:
@@ -311,42 +292,6 @@ def _spec(alias: str, info: dict[str, Any]) -> TensorSpec:
     sizes = [int(d["size"]) for d in shape.get("dim") or ()]
     dims = tuple(("batch" if i == 0 else "?") if n < 0 else n for i, n in enumerate(sizes))
     return TensorSpec(info.get("name", alias), dtype, dims)
-
-
-class HttpConnector:
-    """Opens connections that send one request, here or in another process."""
-
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        request: bytes,
-        connections_max: int,
-        versions: dict[bytes, int] | None = None,
-    ) -> None:
-        self.endpoint = endpoint
-        self.connections_max = connections_max
-        self.versions: dict[bytes, int] = {} if versions is None else versions
-        self._request = request
-
-    async def connect(self) -> Connection:
-        """Open one more connection. Raises OSError."""
-        tls = _tls() if self.endpoint.scheme == "https" else None
-        _, connection = await asyncio.wait_for(
-            asyncio.get_running_loop().create_connection(
-                lambda: HttpConnection(self._request, self.versions),
-                self.endpoint.address,
-                self.endpoint.port,
-                ssl=tls,
-                server_hostname=self.endpoint.host if tls else None,
-            ),
-            CONNECT_TIMEOUT_S,
-        )
-        return connection
-
-
-@lru_cache(maxsize=1)
-def _tls() -> ssl.SSLContext:
-    return ssl.create_default_context()
 
 
 class TfsServer:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,12 +13,15 @@ from ..errors import UsageError
 from . import _output
 
 if TYPE_CHECKING:
+    from ..bench.placement import Placement
     from ..bench.scenario import Outcome, Rules
-    from ..bench.session import Means
+    from ..bench.schedule import Times
+    from ..bench.session import Means, Result, Session
     from ..bench.slo import Slo
     from ..bench.targets import Target
     from ..bench.verdict import Load
 
+CONCURRENCY = 16
 CONCURRENCY_MAX = 4096
 MAX_WARMUP_S = 10.0
 PROBE_WARMUP_S = 1.0
@@ -79,6 +84,100 @@ LoadGen = Annotated[
 SCENARIO_S = 10.0
 
 
+@dataclass(frozen=True)
+class LoadOptions:
+    """How the load is made."""
+
+    concurrency: Concurrency = None
+    warmup: Warmup = None
+    max_warmup: MaxWarmup = MAX_WARMUP_S
+    arrivals: Arrivals = "poisson"
+    replay: Replay = None
+    generators: Generators = None
+    during_reload: DuringReload = None
+    publish: Publish = None
+    reload_every: ReloadEvery = RELOAD_EVERY_S
+    scenario: Scenario = None
+    queries: Queries = None
+    loadgen: LoadGen = False
+
+    def check(self, qps: str | None) -> None:
+        """Refuse options that do not go together, or not with `--qps`. Raises UsageError."""
+        one_rate = qps is None or (qps != "auto" and ":" not in qps)
+        if self.replay is not None and (qps, self.concurrency) != (None, None):
+            raise UsageError("--replay has a rate of its own", hint="leave out --qps and --concurrency")
+        if self.scenario is None and self.loadgen:
+            raise UsageError("--loadgen is for a scenario", hint="--scenario single-stream, for example")
+        if self.scenario is None and self.queries is not None:
+            raise UsageError("--queries is for a scenario", hint="--scenario single-stream, for example")
+        if self.scenario is not None and not (one_rate and self.replay is None):
+            raise UsageError(
+                "a scenario has at most one rate", hint="--scenario server --qps RATE --slo p99=15ms"
+            )
+        if self.during_reload is None and self.publish:
+            raise UsageError("--publish is for --during-reload", hint="--during-reload BASE --publish DIR")
+        if self.during_reload is not None and (self.scenario is not None or qps == "auto"):
+            raise UsageError("--during-reload goes with a rate, no search or scenario", hint="--qps RATE")
+
+    def load(self, rates: list[float], duration_s: float, *, searching: bool) -> Load:
+        """What is offered, as far as these options say it. Raises UsageError."""
+        from ..bench.verdict import Load
+
+        return Load(
+            rate=rates[0] if rates else None,
+            concurrency=(parse_concurrency(self.concurrency) or [CONCURRENCY])[0],
+            duration_s=duration_s,
+            warmup_s=PROBE_WARMUP_S if self.warmup is None else self.warmup,
+            max_warmup_s=self.max_warmup if self.warmup is None and not searching else 0.0,
+            arrivals=self.arrivals,
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A load with all that the options say about it."""
+
+    options: LoadOptions
+    load: Load
+    rates: list[float]
+    rules: Rules | None
+    means: Means
+
+    def session(self, target: Target, slo: Slo | None) -> Session:
+        """A session on a target. Raises UsageError or InputError."""
+        from ..bench.reload import Reload, open_publisher
+        from ..bench.session import Session
+
+        means, options = self.means, self.options
+        if options.during_reload is not None:
+            publisher = open_publisher(options.during_reload, options.publish or (), target.describe())
+            means = replace(means, reload=Reload(publisher, options.reload_every))
+        return Session(target, self.load, slo, _output.note, means)
+
+    def work(self, session: Session, *, searching: bool) -> Coroutine[Any, Any, Result]:
+        """What the session is to do."""
+        if self.rules is not None:
+            return session.scenario(self.rules, loadgen=self.options.loadgen)
+        if searching:
+            return session.search()
+        return session.sweep(self.rates) if self.rates else session.closed(self._widths())
+
+    def _widths(self) -> list[int]:
+        return parse_concurrency(self.options.concurrency)
+
+
+def plan(options: LoadOptions, load: Load, rates: list[float], slo: Slo | None, *, in_process: bool) -> Plan:
+    """Work out recording, scenario and generators. Raises UsageError or InputError."""
+    load, recording = _recording(options.replay, load)
+    load, rules = _rules(options, load, slo)
+    placed = _placement(options.generators, load, in_process=in_process)
+    from ..bench.session import Means
+
+    if recording is not None and load.rate is not None:
+        rates = [load.rate]
+    return Plan(options, load, rates, rules, Means(placed, recording))
+
+
 def parse_concurrency(text: str | None) -> list[int]:
     """The numbers of connections of `--concurrency`; none without it. Raises UsageError."""
     if text is None:
@@ -106,67 +205,48 @@ def parse_replay(text: str) -> tuple[Path, float]:
         raise UsageError("bad --replay", expected="LOG or LOG@SPEED", found=repr(text)) from None
 
 
-def means(load: Load, generators: int | None, replay: str | None, *, in_process: bool) -> tuple[Load, Means]:
-    """The generators and the recording that the options name, and the load with its rate and length.
-
-    Raises UsageError, InputError.
-    """
-    from dataclasses import replace
-
-    from ..bench import placement
+def _recording(replay: str | None, load: Load) -> tuple[Load, Times | None]:
+    """The recorded arrival times, and the load with their rate and length."""
+    if replay is None:
+        return load, None
     from ..bench.request_log import read_log
     from ..bench.schedule import replayed
-    from ..bench.session import Means
 
-    recording = None
-    if replay is not None:
-        path, speed = parse_replay(replay)
-        recording = replayed(read_log(path)[0], speed)
-        span_s = max(float(recording[-1]) / 1e9, 1e-3)
-        load = replace(load, rate=len(recording) / span_s, duration_s=span_s, arrivals=f"replay of {replay}")
-    scenario = load.scenario
+    path, speed = parse_replay(replay)
+    due = replayed(read_log(path)[0], speed)
+    span_s = max(float(due[-1]) / 1e9, 1e-3)
+    return replace(load, rate=len(due) / span_s, duration_s=span_s, arrivals=f"replay of {replay}"), due
+
+
+def _placement(generators: int | None, load: Load, *, in_process: bool) -> Placement:
+    from ..bench import placement
+
     if in_process and generators not in (None, 1):
         raise UsageError("a bundle in this process has one generator", hint="measure a server's URL")
-    cpus = placement.cpus()
-    if scenario in ("single-stream", "multi-stream") and generators not in (None, 1):
+    if load.scenario in ("single-stream", "multi-stream") and generators not in (None, 1):
         raise UsageError("a stream comes from one generator", found=f"--generators {generators}")
+    cpus = placement.cpus()
     count = generators or (1 if in_process else placement.generators_for(load.rate, len(cpus)))
-    placed = placement.place(count, cpus) if count > 1 else placement.Placement((placement.ANY,))
-    return load, Means(placed, recording)
+    return placement.place(count, cpus) if count > 1 else placement.Placement((placement.ANY,))
 
 
-def rules(name: str | None, load: Load, queries: int | None, slo: Slo | None) -> tuple[Load, Rules | None]:
-    """The rules of `--scenario` and the load that it is; no rules without one. Raises UsageError."""
-    if name is None:
-        if queries is not None:
-            raise UsageError("--queries is for a scenario", hint="--scenario single-stream, for example")
+def _rules(options: LoadOptions, load: Load, slo: Slo | None) -> tuple[Load, Rules | None]:
+    """The rules of `--scenario`, and the load that it is."""
+    if options.scenario is None:
         return load, None
-    from dataclasses import replace
-
     from ..bench.scenario import Rules, named
 
-    scenario = named(name)
+    scenario = named(options.scenario)
     objectives = slo.objectives if slo else ()
-    if name == "server" and (load.rate is None or len(objectives) != 1):
+    if scenario.name == "server" and (load.rate is None or len(objectives) != 1):
         raise UsageError("the server scenario needs --qps RATE and one --slo such as p99=15ms")
-    if name != "server" and (load.rate is not None or objectives):
-        raise UsageError("only the server scenario has a rate and an objective", found=name)
+    if scenario.name != "server" and (load.rate is not None or objectives):
+        raise UsageError("only the server scenario has a rate and an objective", found=scenario.name)
     bound = objectives[0] if objectives else None
     width = scenario.samples if scenario.streams else load.concurrency
-    least = scenario.queries_min if queries is None else queries
+    least = scenario.queries_min if options.queries is None else options.queries
     found = Rules(scenario, load.duration_s, least, *((bound.limit_ns, bound.p) if bound else ()))
-    return replace(load, scenario=name, concurrency=width), found
-
-
-def check_scenario(scenario: str | None, qps: str | None, replay: str | None, *, loadgen: bool) -> None:
-    """Refuse what does not go with a scenario, or without one. Raises UsageError."""
-    if scenario is None and loadgen:
-        raise UsageError("--loadgen is for a scenario", hint="--scenario single-stream, for example")
-    one_rate = qps is None or (qps != "auto" and ":" not in qps)
-    if scenario is not None and not (one_rate and replay is None):
-        raise UsageError(
-            "a scenario has at most one rate", hint="--scenario server --qps RATE --slo p99=15ms"
-        )
+    return replace(load, scenario=scenario.name, concurrency=width), found
 
 
 def show_scenario(found: Outcome, loadgen: dict[str, Any] | None) -> None:
@@ -180,26 +260,3 @@ def show_scenario(found: Outcome, loadgen: dict[str, Any] | None) -> None:
     _output.table((f"MLPerf {found.rules.scenario.name}", found.metric(), "result"), rows)
     for note in found.notes:
         _output.line(f"note: {note}")
-
-
-def check_reload(
-    where: str | None, publish: list[Path] | None, scenario: str | None, qps: str | None
-) -> None:
-    """Refuse what does not go with `--during-reload`. Raises UsageError."""
-    if where is None and publish:
-        raise UsageError("--publish is for --during-reload", hint="--during-reload BASE_PATH --publish DIR")
-    if where is not None and (scenario is not None or qps == "auto"):
-        raise UsageError("--during-reload goes with a rate, no search or scenario", hint="--qps RATE")
-
-
-def with_reload(
-    means: Means, where: str | None, publish: list[Path] | None, every_s: float, target: Target
-) -> Means:
-    """The means with the swaps of `--during-reload`. Raises UsageError or InputError."""
-    if where is None:
-        return means
-    from dataclasses import replace
-
-    from ..bench.reload import Reload, open_publisher
-
-    return replace(means, reload=Reload(open_publisher(where, publish or (), target.describe()), every_s))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ import typer
 
 from ..errors import UsageError
 from . import _bench_load, _output
+from ._options import with_options
 
 if TYPE_CHECKING:
     from ..bench.report import Report
@@ -21,6 +23,7 @@ SWEEP_MAX = 1000
 DURATION_S = 5.0
 
 
+@with_options(options=_bench_load.LoadOptions)
 def command(
     target: Annotated[
         str, typer.Argument(metavar="TARGET", help="A bundle, or a server's URL (http://HOST:PORT).")
@@ -33,25 +36,13 @@ def command(
             "the search for the highest rate that meets the objectives.",
         ),
     ] = None,
-    concurrency: _bench_load.Concurrency = None,
     duration: Annotated[
         float | None, typer.Option(help="Seconds to measure (5; probes: 2).", min=0.01, max=86_400)
     ] = None,
-    warmup: _bench_load.Warmup = None,
-    max_warmup: _bench_load.MaxWarmup = _bench_load.MAX_WARMUP_S,
     slo: Annotated[
         list[str] | None,
         typer.Option(metavar="EXPR", help="p99=50ms, errors=0.1%: exit 1 if missed; repeatable."),
     ] = None,
-    arrivals: _bench_load.Arrivals = "poisson",
-    replay: _bench_load.Replay = None,
-    during_reload: _bench_load.DuringReload = None,
-    publish: _bench_load.Publish = None,
-    reload_every: _bench_load.ReloadEvery = _bench_load.RELOAD_EVERY_S,
-    scenario: _bench_load.Scenario = None,
-    queries: _bench_load.Queries = None,
-    loadgen: _bench_load.LoadGen = False,
-    generators: _bench_load.Generators = None,
     inputs: Annotated[Path | None, typer.Option(help="The request: an npz file or JSON request.")] = None,
     model: Annotated[str, typer.Option(help="Which model of a server with several.")] = "",
     signature: Annotated[str, typer.Option(help="Which signature; default: serving_default.")] = "",
@@ -62,6 +53,8 @@ def command(
         float, typer.Option(help="Seconds to wait for answers after the last request.", min=0.01, max=86_400)
     ] = 10.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    *,
+    options: _bench_load.LoadOptions,
 ) -> None:
     """Measure latency and capacity, from the time when each request was due.
 
@@ -70,41 +63,22 @@ def command(
     from ..bench import environment, session
     from ..bench.opening import Ask, open_target
     from ..bench.slo import DEFAULT, parse
-    from ..bench.verdict import Load
 
     rates = parse_qps(qps)
     searching = qps == AUTO
     objectives = parse(slo or [DEFAULT]) if slo or searching else None
-    widths = _bench_load.parse_concurrency(concurrency)
-    _check(qps, concurrency, objectives, replay)
-    _bench_load.check_scenario(scenario, qps, replay, loadgen=loadgen)
-    _bench_load.check_reload(during_reload, publish, scenario, qps)
+    _check(qps, options, objectives)
     if rows is not None and inputs is not None:
         raise UsageError("--rows is for made-up requests", hint="--inputs holds its rows itself")
-    default_s = session.PROBE_S if searching else _bench_load.SCENARIO_S if scenario else DURATION_S
-    load = Load(
-        rate=rates[0] if rates else None,
-        concurrency=widths[0] if widths else 16,
-        duration_s=duration or default_s,
-        warmup_s=_bench_load.PROBE_WARMUP_S if warmup is None else warmup,
-        max_warmup_s=max_warmup if warmup is None and not searching else 0.0,
-        timeout_s=timeout,
-        arrivals=arrivals,
-        seed=seed,
-    )
+    default_s = session.PROBE_S if searching else _bench_load.SCENARIO_S if options.scenario else DURATION_S
+    load = options.load(rates, duration or default_s, searching=searching)
+    load = replace(load, timeout_s=timeout, seed=seed)
     session.check(load, rates)
-    load, rules = _bench_load.rules(scenario, load, queries, objectives)
-    load, means = _bench_load.means(load, generators, replay, in_process="://" not in target)
-    rates = [load.rate] if replay is not None and load.rate else rates
+    plan = _bench_load.plan(options, load, rates, objectives, in_process="://" not in target)
     stamp = environment.stamp(sys.argv[1:])
     opened = open_target(target, Ask(model, signature, rows or 1, inputs, device))
-    means = _bench_load.with_reload(means, during_reload, publish, reload_every, opened)
-    work = session.Session(opened, load, objectives, _output.note, means)
-    if rules is not None:
-        task = work.scenario(rules, loadgen=loadgen)
-    else:
-        task = work.search() if searching else work.sweep(rates) if rates else work.closed(widths)
-    result = session.run(task)
+    work = plan.session(opened, objectives)
+    result = session.run(plan.work(work, searching=searching))
     if as_json:
         _output.emit_json("bench", {"environment": stamp, **result.to_json()})
     else:
@@ -131,15 +105,14 @@ def parse_qps(text: str | None) -> list[float]:
     return [low + i * step for i in range(count)]
 
 
-def _check(qps: str | None, concurrency: str | None, slo: Slo | None, replay: str | None) -> None:
-    if replay is not None and (qps, concurrency) != (None, None):
-        raise UsageError("--replay has a rate of its own", hint="leave out --qps and --concurrency")
-    if qps is not None and concurrency is not None:
+def _check(qps: str | None, options: _bench_load.LoadOptions, slo: Slo | None) -> None:
+    options.check(qps)
+    if qps is not None and options.concurrency is not None:
         raise UsageError(
             "--qps and --concurrency exclude each other",
             hint="--qps opens as many connections as its rate needs; --concurrency is the closed loop",
         )
-    if qps is None and replay is None and slo is not None and slo.objectives:
+    if qps is None and options.replay is None and slo is not None and slo.objectives:
         raise UsageError(
             "a closed loop says nothing about a latency objective",
             found=str(slo),
