@@ -231,6 +231,39 @@ def test_the_closed_loop_and_the_search_in_process(bundle: Path) -> None:
     assert "highest rate: " in found.stdout.splitlines()[-2]
 
 
+def test_a_sweep_of_connections_is_labelled_as_closed(bundle: Path) -> None:
+    done = run_bench(bundle, "--concurrency", "1:3:2", *QUICK)
+    assert done.returncode == 0, done.stderr
+    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == ["closed, 1", "closed, 3"]
+    assert done.stdout.count("closed loop: not valid") == 2
+
+
+def test_a_server_s_own_request_log_is_replayed(bundle: Path, tmp_path: Path) -> None:
+    log, config = tmp_path / "requests.jsonl", tmp_path / "mserve.toml"
+    config.write_text(
+        f'[models.mnist]\nbase_path = "{bundle.parent}"\n[request_log]\npath = "{log}"\nsample = 1\n'
+    )
+    with serving(f"--config={config}", tmp_path / "log.txt") as running:
+        bench_json(running.url, "--qps", 50, "--arrivals", "constant", "--duration", 1, "--warmup", 0)
+        eventually(lambda: log.exists() and log.read_bytes().count(b"\n") >= 51)
+        recorded = tmp_path / "recorded.jsonl"  # the replay is logged too
+        recorded.write_bytes(log.read_bytes())
+        [report] = bench_json(running.url, "--replay", f"{recorded}@2", "--warmup", 0.2)["reports"]
+    assert report["requests"]["ok"] == report["requests"]["total"] >= 51
+    assert report["load"]["arrivals"].startswith("replay of ")
+    assert 1 / report["load"]["duration_s"] * report["requests"]["total"] == pytest.approx(
+        report["load"]["rate"], rel=0.01
+    )
+
+
+def test_warm_up_by_itself_is_reported(server: Running) -> None:
+    [report] = bench_json(server.url, "--qps", 300, "--duration", 0.3, "--max-warmup", 1.5)["reports"]
+    warmup = report["warmup"]
+    assert 0.4 < warmup["seconds"] <= 1.5
+    assert warmup["end"]
+    assert report["cold_start_ms"] > 0
+
+
 def test_a_sweep_has_a_row_for_each_rate(bundle: Path) -> None:
     done = run_bench(bundle, "--qps", "50:150:50", *QUICK)
     assert done.returncode == 0, done.stderr

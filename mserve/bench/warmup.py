@@ -3,7 +3,9 @@
 Two conditions: the last five
 windows' medians have no slope to speak of (Theil and Sen: the median of all slopes between
 two of them), and the truncation that MSER-5 finds best, that is, the beginning whose
-removal makes the mean of what remains most certain, is in the first half.
+removal makes the mean of what remains most certain, is in the first half, or would change
+the mean by next to nothing. Of five latencies the median stands for all, so that a single
+slow answer does not pass for the end of a warm-up.
 """
 
 from __future__ import annotations
@@ -52,7 +54,10 @@ def settled(done: Ints, latency: Ints, window_ns: int) -> bool:
         return False
     medians = [float(np.median(part)) for part in parts]
     middle = float(np.median(medians))
-    return abs(slope(medians)) <= SLOPE_MAX * middle and truncation(latency) < 0.5
+    if abs(slope(medians)) > SLOPE_MAX * middle:
+        return False
+    cut, change = truncation(latency)
+    return cut < 0.5 or change <= SLOPE_MAX
 
 
 def slope(values: Sequence[float]) -> float:
@@ -60,14 +65,16 @@ def slope(values: Sequence[float]) -> float:
     return float(np.median([(b - a) / (j - i) for (i, a), (j, b) in combinations(enumerate(values), 2)]))
 
 
-def truncation(values: Ints) -> float:
-    """The share of the beginning that MSER-5 would cut off."""
+def truncation(values: Ints) -> tuple[float, float]:
+    """The share of the beginning that MSER-5 would cut off, and by how much that changes the mean."""
     size = max(_BATCH, len(values) // _BATCHES_MAX)
     count = len(values) // size
     if count < 2:
-        return 1.0
-    means = values[: count * size].reshape(count, size).mean(axis=1)
-    return int(np.argmin(_uncertainty(means))) / count
+        return 1.0, 1.0
+    means = np.median(values[: count * size].reshape(count, size), axis=1)
+    cut = int(np.argmin(_uncertainty(means)))
+    rest = float(means[cut:].mean())
+    return cut / count, abs(float(means.mean()) - rest) / max(1.0, rest)
 
 
 def _uncertainty(means: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
