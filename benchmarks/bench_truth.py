@@ -145,14 +145,11 @@ def stall(port: int, seconds: float) -> None:
     """Over whole periods of 10 s."""
     periods = max(1, round(seconds / 10))
     phase = uvloop.run(offered(Target(port, 1), "constant", 1000.0, 10.0 * periods))
-    corrected, uncorrected = (
-        nearest_rank(np.sort(x), 0.99) / 1e6
-        for x in (phase.recorder.latencies(), phase.recorder.service_times())
-    )
+    both = phase.recorder.latencies(), phase.recorder.service_times()
+    corrected, uncorrected = (nearest_rank(np.sort(x), 0.99) / 1e6 for x in both)
     good = abs(corrected - 410) < 20 and uncorrected < 41
-    print(
-        f"stall      corrected p99 {corrected:.1f} ms (410), uncorrected {uncorrected:.2f} ms: {word(good)}"
-    )
+    text = f"corrected p99 {corrected:.1f} ms (410), uncorrected {uncorrected:.2f} ms"
+    print(f"stall      {text}: {word(good)}")
 
 
 def queue(port: int, seconds: float, kind: str) -> None:
@@ -202,10 +199,9 @@ def loadgen(port: int, seconds: float) -> None:
         ours, theirs = result.scenario.to_json(), result.loadgen
         assert theirs is not None
         low = f", 99 % from {ours['low']:.3f}" if ours["low"] else ""
-        print(
-            f"LoadGen    {name}: ours {ours['value']:.3f} {ours['unit']}{low}, "
-            f"LoadGen's {theirs['value']:.3f}, ratio {theirs['value'] / ours['value']:.3f}; valid: {ours['valid']}, {theirs['valid']}"
-        )
+        figures = f"ours {ours['value']:.3f} {ours['unit']}{low}, LoadGen's {theirs['value']:.3f}"
+        ratio = theirs["value"] / ours["value"]
+        print(f"LoadGen    {name}: {figures}, ratio {ratio:.3f}; valid: {ours['valid']}, {theirs['valid']}")
 
 
 def lag(port: int, seconds: float) -> None:
