@@ -97,6 +97,11 @@ class Outcome:
         """Whether every rule was kept."""
         return not self.invalid
 
+    @property
+    def too_short(self) -> bool:
+        """Whether all samples of an offline run were answered before its time was over."""
+        return self.rules.scenario.name == "offline" and self.seconds < self.rules.duration_s
+
     def metric(self) -> str:
         """What the value is."""
         s = self.rules.scenario
