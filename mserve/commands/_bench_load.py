@@ -225,6 +225,10 @@ def _placement(generators: int | None, load: Load, *, in_process: bool) -> Place
         raise UsageError("a bundle in this process has one generator", hint="measure a server's URL")
     if load.scenario in ("single-stream", "multi-stream") and generators not in (None, 1):
         raise UsageError("a stream comes from one generator", found=f"--generators {generators}")
+    if load.arrivals.startswith("replay") and generators not in (None, 1):
+        raise UsageError("a recording is replayed by one generator", found=f"--generators {generators}")
+    if load.arrivals.startswith("replay"):
+        generators = 1
     cpus = placement.cpus()
     count = generators or (1 if in_process else placement.generators_for(load.rate, len(cpus)))
     return placement.place(count, cpus) if count > 1 else placement.Placement((placement.ANY,))
