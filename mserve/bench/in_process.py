@@ -3,69 +3,41 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..batching.batcher import Entry, Limits
 from ..batching.executor import Executor
-from ..defaults import fill_defaults
 from ..errors import MserveError, UsageError
-from ..format import open_bundle
 from ..front import Front, Query
 from ..loader.plan import ModelConfig
 from ..loader.reconciler import Model
-from ..loader.servable import Servable, load
+from ..loader.servable import BATCH_BUCKETS, Servable, load
 from ..runtime.devices import CPU, checked, settled
 from ..runtime.ort import cpu_budget
-from ..tensors import Array, Signature, check_inputs
-from ..wire import tfs_json
-from .client import Connection, Done
-from .recorder import OK
+from ..tensors import Array, check_inputs
+from .bundle_inputs import bundle_samples
+from .client import SEEN_ANSWER_BYTES, SEEN_VARIANTS, Connection, Done
+from .inputs import Samples
+from .recorder import OK, WRONG
 from .server_view import Counters
-from .targets import Ask, Connector, Target, read_inputs
+from .targets import Ask, Connector, Target
+from .verify import Outputs, difference
 
 
 def open_bundle_target(path: Path, ask: Ask) -> Target:
     """Load a bundle as a server does.
 
-    Raises what `load` and `bundle_request` raise.
+    Raises what `load` and `bundle_samples` raise.
     """
-    open_bundle(path)
+    samples = bundle_samples(path, ask).mixed(ask.seed)
     device = settled(checked(ask.device or CPU))
-    servable = load(path, device)
-    target = InProcess(servable, *bundle_request(servable, ask))
+    target = InProcess(load(path, device), ask.signature, samples, verify=ask.verify)
     target.device = device
     return target
-
-
-def bundle_request(servable: Servable, ask: Ask) -> tuple[str, dict[str, Array]]:
-    """The signature's name and one request's arrays.
-
-    Raises UsageError, NotFound, InputError or RequestError.
-    """
-    name, spec = servable.signature(ask.signature)
-    if ask.inputs is None:
-        arrays = servable.example(name)
-        if ask.rows > 1:
-            if spec.batch_axis is None:
-                raise UsageError("--rows needs a signature with a batch axis", where=name)
-            arrays = {alias: np.repeat(x[:1], ask.rows, axis=0) for alias, x in arrays.items()}
-    else:
-        given = read_inputs(ask.inputs)
-        arrays = (
-            tfs_json.inputs_of(tfs_json.parse(given), spec)[0] if isinstance(given, bytes) else dict(given)
-        )
-    arrays = dict(fill_defaults(spec, arrays))
-    check_inputs(spec, arrays)
-    return name, arrays
-
-
-def _of_json(body: bytes, spec: Signature) -> dict[str, Array]:
-    return tfs_json.inputs_of(tfs_json.parse(body), spec)[0]
 
 
 class InProcess:
@@ -75,19 +47,34 @@ class InProcess:
     connections_max = 1 << 16
     device = CPU
 
-    def __init__(self, servable: Servable, signature: str, inputs: Mapping[str, Array]) -> None:
+    def __init__(self, servable: Servable, signature: str, samples: Samples, *, verify: bool) -> None:
         self.servable = servable
-        self.signature = signature
-        self.inputs = inputs
+        self.samples = samples
+        names = [servable.signature(s.signature or signature)[0] for s in samples.requests]
+        inputs = [sample.arrays for sample in samples.requests]
+        self.queries = [Query(name, arrays) for name, arrays in zip(names, inputs, strict=True)]
+        self.expected: list[Outputs] | None = self._expected() if verify else None
+        # For each request the latest outputs that were right, as bytes: the same are right again.
+        self.known: list[list[list[bytes]]] = [[] for _ in self.queries]
         self.versions: dict[bytes, int] = {}
         self.answered = 0
         metagraph = servable.bundle.metagraph
         self.name = metagraph.name or servable.bundle.path.resolve().parent.name
         self.front: Front
 
+    def _expected(self) -> list[Outputs]:
+        """Recorded outputs, or what the model computes of a request alone."""
+        return [
+            sample.outputs if sample.outputs is not None else self.servable.run(q.inputs, q.signature)
+            for sample, q in zip(self.samples.requests, self.queries, strict=True)
+        ]
+
     def describe(self) -> dict[str, Any]:
         """Facts for the report."""
-        bundle = self.servable.bundle
+        bundle, queries = self.servable.bundle, self.queries
+        rows = {check_inputs(self.servable.signatures[q.signature], q.inputs) for q in queries}
+        sizes = [sum(x.nbytes for x in q.inputs.values()) for q in queries]
+        golden = all(sample.outputs is not None for sample in self.samples.requests)
         return {
             "kind": "in process",
             "device": self.device,
@@ -95,9 +82,12 @@ class InProcess:
             "model": self.name,
             "version": self.servable.version,
             "identity": bundle.metagraph.identity,
-            "signature": self.signature,
-            "rows": check_inputs(self.servable.signatures[self.signature], self.inputs),
-            "request_bytes": sum(x.nbytes for x in self.inputs.values()),
+            "signature": queries[0].signature,
+            "rows": rows.pop() if len(rows) == 1 else None,
+            "request_bytes": round(sum(sizes) / len(sizes)),
+            "inputs": self.samples.source,
+            "distinct": len(queries),
+            "verified": None if self.expected is None else "golden outputs" if golden else "the model alone",
         }
 
     async def start(self) -> None:
@@ -108,9 +98,7 @@ class InProcess:
 
     def description(self) -> Connector:
         """Refused: the model is in this process."""
-        raise UsageError(
-            "a bundle in this process has one generator", hint="measure a server, or --spawn one"
-        )
+        raise UsageError("a bundle in this process has one generator", hint="measure a server: --spawn")
 
     async def connect(self) -> Connection:
         """One more caller."""
@@ -119,7 +107,9 @@ class InProcess:
     async def counters(self) -> Counters | None:
         """The servable's own statistics."""
         s = self.servable.stats
-        return Counters(self.answered, s.batches, s.rows, s.inline, s.run_ns / 1e9, s.queue_ns / 1e9)
+        sizes = dict(zip((*map(float, BATCH_BUCKETS), math.inf), map(float, s.batch_rows), strict=True))
+        seconds = s.run_ns / 1e9, s.queue_ns / 1e9
+        return Counters(self.answered, s.batches, s.rows, s.inline, *seconds, batch_rows=sizes)
 
     async def close(self) -> None:
         """Stop the workers and free the model."""
@@ -135,6 +125,7 @@ class Caller:
         self.usable = True
         self.first_ns = 0
         self._target = target
+        self._number = 0
         self._done: Done | None = None
         self._entry: Entry | None = None
         self._later = asyncio.get_running_loop().call_soon
@@ -143,9 +134,11 @@ class Caller:
         """Ask; `done` is called on a later turn of the loop."""
         self.index, self._done = index, done
         target = self._target
+        self._number = index % len(target.queries)
+        query = target.queries[self._number]
         try:
             servable = target.front.resolve(target.name)
-            self._entry = target.front.predict(servable, Query(target.signature, target.inputs), self._reply)
+            self._entry = target.front.predict(servable, query, self._reply)
         except MserveError as error:
             self._later(self._reply, error)
 
@@ -167,4 +160,18 @@ class Caller:
             return
         version = b"%d" % self._target.servable.version
         self._target.versions[version] = self._target.versions.get(version, 0) + 1
-        done(self, OK, "")
+        wrong = self._wrong(result) if self._target.expected is not None else ""
+        done(self, WRONG if wrong else OK, wrong)
+
+    def _wrong(self, result: Sequence[Array]) -> str:
+        """What is wrong with outputs, "" if nothing is."""
+        target, number = self._target, self._number
+        assert target.expected is not None
+        found = [x.tobytes() for x in result if not x.dtype.hasobject]
+        if len(found) == len(result) and found in target.known[number]:
+            return ""
+        names = target.servable.signatures[target.queries[number].signature].outputs
+        wrong = difference(target.expected[number], dict(zip(names, result, strict=True)))
+        if not wrong and sum(map(len, found)) <= SEEN_ANSWER_BYTES:
+            target.known[number] = [found, *target.known[number][: SEEN_VARIANTS - 1]]
+        return wrong

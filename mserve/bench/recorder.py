@@ -19,16 +19,19 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from ..wire.grpc_answer import status_name
 from .quantiles import NEVER_NS, Ints, nearest_rank, window_medians
 from .schedule import Times
 
-# Outcomes: 0, an HTTP status, or one of these.
+# Outcomes: 0, an HTTP status, GRPC plus a status of gRPC, or one of these.
 OK = 0
 PENDING = -1
 UNFINISHED = -2
 UNSENT = -3
 CONNECTION = -4
 NOT_HTTP = -5
+WRONG = -6
+GRPC = 1000
 
 _NAMES = {
     OK: "ok",
@@ -37,6 +40,7 @@ _NAMES = {
     UNSENT: "unsent",
     CONNECTION: "connection",
     NOT_HTTP: "not HTTP",
+    WRONG: "wrong result",
 }
 _UNANSWERED = (UNFINISHED, UNSENT)
 
@@ -46,6 +50,8 @@ INTERRUPTED = "interrupted"
 
 def outcome_name(outcome: int) -> str:
     """An outcome's class, as reports name it."""
+    if outcome > GRPC:
+        return f"gRPC {status_name(outcome - GRPC)}"
     return _NAMES.get(outcome) or f"status {outcome}"
 
 

@@ -12,6 +12,7 @@ from .quantiles import NEVER_NS, Ints, Percentile, percentile
 from .recorder import INTERRUPTED, Rates, closed_rates, lag_p99, open_rates, outcome_name
 from .slo import Slo
 from .swap_text import swap_facts
+from .target_facts import target_rows
 from .verdict import CLOSED_LABEL, Load, Measurement, Verdict, judge, late_client, show
 
 PERCENTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
@@ -226,6 +227,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("warm-up", _warmup_text(seen)),
         ("requests", f"{report.total:,}: {report.ok:,} ok, {report.total - report.ok:,} failed"),
     ]
+    rows[2:2] = target_rows(target)
     rows += [(f"failed: {e['class']}", f"{e['count']:,}: {e['message'][:200]}") for e in report.errors()]
     if report.load.rate is not None:
         rows.append(("offered", f"{report.rates.offered:,.1f}/s"))
@@ -251,8 +253,9 @@ def _warmup_text(seen: Measurement) -> str:
 
 def _server_text(server: Mapping[str, Any]) -> str:
     queue = server["mean_queue_ms"]
+    inline = "" if server["inline_share"] is None else f"{server['inline_share']:.0%} run inline, "
     return (
-        f"{server['mean_batch_rows']:.2f} rows in a batch, {server['inline_share']:.0%} run inline, "
+        f"{server['mean_batch_rows']:.2f} rows in a batch, {inline}"
         f"mean run {server['mean_run_ms']:.3f} ms"
         + (f", mean queue {queue:.3f} ms" if queue is not None else "")
     )

@@ -1,28 +1,40 @@
-"""Targets: what is measured, and with which request. A bundle in this process, or a server's URL."""
+"""Targets: what is measured. A bundle in this process, or a server's URL."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..files import read_input
-from ..format.golden import read_npz
-from ..tensors import Array
 from .client import Connection
 from .server_view import Counters
+
+DISTINCT = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What the command line says about the request, and about where a bundle runs: all optional."""
+    """What the command line says about the requests, the server, and where a bundle runs: all optional.
+
+    `rows` is 0 where it does not say. `inputs` is a file, a bundle, or the word golden.
+    """
 
     model: str = ""
     signature: str = ""
-    rows: int = 1
+    rows: int = 0
     inputs: Path | None = None
     device: str = ""
+    protocol: str = "auto"
+    streams: int = 16
+    ca: Path | None = None
+    token_file: Path | None = None
+    distinct: int = DISTINCT
+    seed: int = 1
+    verify: bool = False
+    spawn: bool = False
+    serve_flags: tuple[str, ...] = ()
+    note: Callable[[str], None] = lambda text: None
 
 
 class Connector(Protocol):
@@ -42,7 +54,7 @@ class Target(Connector, Protocol):
     shares_loop: bool
 
     def description(self) -> Connector:
-        """The part of the target that another process needs: it can be pickled.
+        """The part of the target that another process needs, once `start` was called: it can be pickled.
 
         Raises UsageError where there is none: a bundle in this process.
         """
@@ -58,11 +70,3 @@ class Target(Connector, Protocol):
 
     async def close(self) -> None:
         """Free what `start` took."""
-
-
-def read_inputs(path: Path) -> Mapping[str, Array] | bytes:
-    """An inputs file: arrays of an npz archive, or the bytes of a JSON predict request. Raises InputError."""
-    if path.suffix == ".npz":
-        arrays = read_npz(path).items()
-        return {a: x.astype(str).astype(object) if x.dtype.kind in "UST" else x for a, x in arrays}
-    return read_input(path)

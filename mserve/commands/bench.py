@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import UsageError
 from . import _bench_load, _output
+from ._bench_targets import TargetOptions
 from ._options import with_options
 
 if TYPE_CHECKING:
@@ -23,10 +23,13 @@ SWEEP_MAX = 1000
 DURATION_S = 5.0
 
 
-@with_options(options=_bench_load.LoadOptions)
+@with_options(asked=TargetOptions, options=_bench_load.LoadOptions)
 def command(
     target: Annotated[
-        str, typer.Argument(metavar="TARGET", help="A bundle, or a server's URL (http://HOST:PORT).")
+        str,
+        typer.Argument(
+            metavar="TARGET", help="A bundle, or a server's URL: http://HOST:PORT or grpc://HOST:PORT."
+        ),
     ],
     qps: Annotated[
         str | None,
@@ -43,17 +46,13 @@ def command(
         list[str] | None,
         typer.Option(metavar="EXPR", help="p99=50ms, errors=0.1%: exit 1 if missed; repeatable."),
     ] = None,
-    inputs: Annotated[Path | None, typer.Option(help="The request: an npz file or JSON request.")] = None,
-    model: Annotated[str, typer.Option(help="Which model of a server with several.")] = "",
-    signature: Annotated[str, typer.Option(help="Which signature; default: serving_default.")] = "",
-    device: Annotated[str, typer.Option(help="Where a bundle runs: cpu, auto or cuda:0,cuda:1.")] = "",
-    rows: Annotated[int | None, typer.Option(help="Rows of each request (1).", min=1, max=1_000_000)] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the arrivals.", min=0)] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the arrivals and of the requests.", min=0)] = 1,
     timeout: Annotated[
         float, typer.Option(help="Seconds to wait for answers after the last request.", min=0.01, max=86_400)
     ] = 10.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     *,
+    asked: TargetOptions,
     options: _bench_load.LoadOptions,
 ) -> None:
     """Measure latency and capacity, from the time when each request was due.
@@ -61,22 +60,22 @@ def command(
     Exit 1: --slo missed, or no request was answered; 4: nothing listens, or the server died.
     """
     from ..bench import environment, session
-    from ..bench.opening import Ask, open_target
+    from ..bench.opening import open_target
     from ..bench.slo import DEFAULT, parse
 
     rates = parse_qps(qps)
     searching = qps == AUTO
     objectives = parse(slo or [DEFAULT]) if slo or searching else None
     _check(qps, options, objectives)
-    if rows is not None and inputs is not None:
-        raise UsageError("--rows is for made-up requests", hint="--inputs holds its rows itself")
     default_s = session.PROBE_S if searching else _bench_load.SCENARIO_S if options.scenario else DURATION_S
     load = options.load(rates, duration or default_s, searching=searching)
     load = replace(load, timeout_s=timeout, seed=seed)
     session.check(load, rates)
-    plan = _bench_load.plan(options, load, rates, objectives, in_process="://" not in target)
+    plan = _bench_load.plan(
+        options, load, rates, objectives, in_process="://" not in target and not asked.spawn
+    )
     stamp = environment.stamp(sys.argv[1:])
-    opened = open_target(target, Ask(model, signature, rows or 1, inputs, device))
+    opened = open_target(target, asked.ask(seed))
     work = plan.session(opened, objectives)
     result = session.run(plan.work(work, searching=searching))
     if as_json:

@@ -19,7 +19,6 @@ of the server as a whole. A child never outlives its parent.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import io
 import logging
 import os
@@ -39,6 +38,7 @@ import uvloop
 from .. import __version__
 from ..errors import BundleIncomplete, EnvironmentProblem, MserveError
 from ..loader.servable import Servable, Stats, load
+from ..runtime.children import die_with_parent
 from ..runtime.memory import give_back
 from ..runtime.ort import import_engine, limit_threads
 from . import mirror, tallies
@@ -59,13 +59,12 @@ LOAD_THREADS = 8
 READ_BYTES = 64 << 10
 POLL_S = 0.01
 NOTE_S = 0.1
-_PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
     """Serve until the parent says otherwise, or is gone."""
     control = socket.socket(fileno=int(sys.argv[1]))
-    _die_with_parent()
+    die_with_parent()  # elsewhere than on Linux the channel's end does it
     # A line is one write, so that lines of several processes never mix.
     sys.stderr = io.TextIOWrapper(
         io.FileIO(2, "w", closefd=False),
@@ -84,12 +83,6 @@ def main() -> None:
     except MserveError as error:
         log.error("a serving process cannot start: %s", error)
         sys.exit(error.exit_code)
-
-
-def _die_with_parent() -> None:
-    """Linux ends this process with its parent, whatever either is doing; elsewhere the channel's end does."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _first_message(control: socket.socket) -> Head:

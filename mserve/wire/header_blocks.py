@@ -66,6 +66,11 @@ class BlockReader(Generic[T]):
         self._size_max = self._table.maxsize
         self._memo: dict[bytes, T] = {}
         self._touched = False
+        self.changes = 0  # how often the table changed
+
+    def remembers(self, block: bytes) -> bool:
+        """Whether a block's bytes mean what they meant, and leave the table as it is."""
+        return block in self._memo
 
     def read(self, block: bytes) -> T:
         """What a block says. Raises BadBlock, TooLarge, Bomb, and what the reader of the fields raises."""
@@ -90,6 +95,7 @@ class BlockReader(Generic[T]):
         finally:
             if self._touched:
                 self._memo.clear()
+                self.changes += 1
 
     def _scan(self, block: bytes) -> list[Field]:
         fields: list[Field] = []

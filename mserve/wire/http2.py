@@ -6,9 +6,9 @@ arrives raises: what a stream does wrong ends the stream, what the connection do
 ends the connection, after which `ended` holds and nothing is read any more.
 
 An event is (kind, stream, data, last): a HEAD comes with what the block reader made of
-the header block, now in `stream.head`; DATA with bytes; RESET when the stream ended
-before its time; PONG, without a stream, when a ping was answered. `last` tells that the
-client has sent all of the stream. Events are handled after all bytes were read, so a
+the header block, now in `stream.head`; DATA with bytes; RESET, with its code if the other
+side said so, when the stream ended before its time; PONG when a ping was answered. `last`
+tells that all of the stream was sent. Events are handled after all bytes were read, so a
 stream of an event may have `gone` by then.
 
 Windows. The connection's is filled up as it is used; what a client makes the server hold
@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from .header_blocks import BadBlock, BlockReader, Bomb, Field, TooLarge
 from .http2_frames import (
@@ -54,7 +54,7 @@ from .http2_frames import (
     unpadded,
 )
 from .http2_out import Outgoing
-from .http2_streams import CONNECTION_WINDOW, FRAME_MAX, STATES, STREAM_WINDOW, STREAMS_MAX, TAKE, Stream
+from .http2_streams import FRAME_MAX, STATES, STREAM_WINDOW, STREAMS_MAX, TAKE, Stream
 
 BLOCK_BYTES_MAX = 32 << 10
 # Ranges of stream numbers that a client passed over, as far as they are remembered.
@@ -69,13 +69,16 @@ class Http2(Outgoing):
 
     `read_head(fields)` makes a head of a request's fields, or raises Malformed; a head has
     `length`, the value of content-length or None. Where the fields are over the limit, the
-    head is the error TooLarge.
+    head is the error TooLarge. `readers` take frames, by type.
     """
+
+    readers: ClassVar[tuple[Callable[[Any, int, int, bytes], None], ...]]
 
     def __init__(self, read_head: Callable[[list[Field]], Any], now_ns: int) -> None:
         super().__init__(now_ns)
         self.ended = False
         self.leaving = False  # the client will open no more streams
+        self.streams_taken = STREAM_MAX  # how many the other side takes at once
         self._blocks = BlockReader(read_head)
         self._partial = b""
         self._started = False
@@ -86,7 +89,6 @@ class Http2(Outgoing):
         self._last = 0
         self._limit = STREAM_MAX  # the last stream that is still taken
         self._skipped: deque[range] = deque(maxlen=SKIPPED_MAX)
-        self._room = CONNECTION_WINDOW
         self._events: list[Event] = []
 
     def receive(self, data: bytes, now_ns: int) -> list[Event]:
@@ -107,7 +109,7 @@ class Http2(Outgoing):
 
     def _frames(self, data: bytes) -> int:
         """Read whole frames; returns where the rest begins."""
-        at, end = 0, len(data)
+        at, end, readers = 0, len(data), self.readers
         if not self._started:
             if data[: len(PREFACE)] != PREFACE[:end]:
                 raise ConnectionFault(Code.PROTOCOL_ERROR, "this port speaks HTTP/2 only")
@@ -127,9 +129,9 @@ class Http2(Outgoing):
                 raise ConnectionFault(Code.PROTOCOL_ERROR, "a header block was not finished")
             if not self.settled and kind != Kind.SETTINGS:
                 raise ConnectionFault(Code.PROTOCOL_ERROR, "the first frame is not SETTINGS")
-            if kind < len(_READERS):
+            if kind < len(readers):
                 try:
-                    _READERS[kind](self, flags, identity & STREAM_MAX, data[begin:until])
+                    readers[kind](self, flags, identity & STREAM_MAX, data[begin:until])
                 except StreamFault as fault:
                     self._allowance.spend(self._now)
                     self._fail(identity & STREAM_MAX, fault.code)
@@ -139,12 +141,7 @@ class Http2(Outgoing):
 
     def _data(self, flags: int, identity: int, payload: bytes) -> None:
         size = len(payload)
-        self._room -= size
-        if self._room < CONNECTION_WINDOW // 2:
-            if self._room < 0:
-                raise ConnectionFault(Code.FLOW_CONTROL_ERROR, "more than the connection's window")
-            self._grow(0, CONNECTION_WINDOW - self._room)
-            self._room = CONNECTION_WINDOW
+        self._charge(size)
         stream = self.streams.get(identity)
         if stream is None or stream.ended:
             self._stateful(Kind.DATA, identity)
@@ -256,7 +253,7 @@ class Http2(Outgoing):
         if self._stateful(Kind.RST_STREAM, identity):
             stream = self.streams[identity]
             self._drop(stream)
-            self._events.append((RESET, stream, None, True))
+            self._events.append((RESET, stream, payload, True))
 
     def _settings(self, flags: int, identity: int, payload: bytes) -> None:
         if identity:
@@ -277,6 +274,8 @@ class Http2(Outgoing):
                 if not FRAME_DEFAULT <= value <= FRAME_LIMIT:
                     raise ConnectionFault(Code.PROTOCOL_ERROR, "a size of frames out of bounds")
                 self._frame_max = min(value, FRAME_MAX)
+            elif key == Setting.MAX_CONCURRENT_STREAMS:
+                self.streams_taken = value
             elif key == Setting.ENABLE_PUSH and value > 1:
                 raise ConnectionFault(Code.PROTOCOL_ERROR, "neither push nor none")
             elif key == Setting.HEADER_TABLE_SIZE and value < TABLE_DEFAULT:
@@ -385,8 +384,7 @@ class Http2(Outgoing):
             self.ping()
 
 
-# By type of frame.
-_READERS: tuple[Callable[[Http2, int, int, bytes], None], ...] = (
+Http2.readers = (
     Http2._data,
     Http2._headers,
     Http2._priority,

@@ -1,4 +1,4 @@
-"""What an HTTP/2 server sends: frames that gather, within the windows of the client.
+"""What one side of an HTTP/2 connection sends: frames that gather, within the windows of the other.
 
 An answer that fits goes out at once, three frames in one piece. What does not fit waits
 in its stream; streams that may send take turns, a frame each, and no more is gathered at
@@ -8,6 +8,7 @@ a time than a socket takes well.
 from __future__ import annotations
 
 from collections import deque
+from typing import ClassVar
 
 from .header_blocks import LIST_BYTES_MAX
 from .http2_frames import (
@@ -17,6 +18,7 @@ from .http2_frames import (
     HEADER,
     WINDOW_DEFAULT,
     Code,
+    ConnectionFault,
     Kind,
     Setting,
     frame,
@@ -35,7 +37,15 @@ _NO_TABLE = b"\x20"
 
 
 class Outgoing:
-    """The sending half of a connection."""
+    """The sending half of a connection; `hello` and `mine` are what it introduces itself with."""
+
+    hello = b""
+    mine: ClassVar[dict[Setting, int]] = {
+        Setting.MAX_CONCURRENT_STREAMS: STREAMS_MAX,
+        Setting.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
+        Setting.MAX_FRAME_SIZE: FRAME_MAX,
+        Setting.MAX_HEADER_LIST_SIZE: LIST_BYTES_MAX,
+    }
 
     def __init__(self, now_ns: int) -> None:
         self.streams: dict[int, Stream] = {}
@@ -43,14 +53,9 @@ class Outgoing:
         self.waiting = 0  # bytes that wait in streams
         self._now = now_ns
         self._allowance = Allowance(now_ns)
-        mine = {
-            Setting.MAX_CONCURRENT_STREAMS: STREAMS_MAX,
-            Setting.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
-            Setting.MAX_FRAME_SIZE: FRAME_MAX,
-            Setting.MAX_HEADER_LIST_SIZE: LIST_BYTES_MAX,
-        }
         grown = number(CONNECTION_WINDOW - WINDOW_DEFAULT)
-        self._out = [settings(mine), frame(Kind.WINDOW_UPDATE, 0, 0, grown)]
+        self._out = [self.hello + settings(self.mine), frame(Kind.WINDOW_UPDATE, 0, 0, grown)]
+        self._room = CONNECTION_WINDOW
         self._window = WINDOW_DEFAULT
         self._window_of_stream = WINDOW_DEFAULT
         self._frame_max = FRAME_DEFAULT
@@ -140,6 +145,15 @@ class Outgoing:
 
     def _say_goodbye(self, last: int, code: Code, text: str = "") -> None:
         self._out.append(frame(Kind.GOAWAY, 0, 0, number(last) + number(code) + text.encode()))
+
+    def _charge(self, size: int) -> None:
+        """Count bytes of DATA against the connection's window, and fill that up. Raises ConnectionFault."""
+        self._room -= size
+        if self._room < CONNECTION_WINDOW // 2:
+            if self._room < 0:
+                raise ConnectionFault(Code.FLOW_CONTROL_ERROR, "more than the connection's window")
+            self._grow(0, CONNECTION_WINDOW - self._room)
+            self._room = CONNECTION_WINDOW
 
     def _grow(self, identity: int, more: int) -> None:
         self._out.append(frame(Kind.WINDOW_UPDATE, 0, identity, number(more)))
