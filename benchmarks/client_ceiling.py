@@ -23,8 +23,10 @@ import uvloop
 
 from mserve.bench.codecs import CODECS, Asked
 from mserve.bench.connectors import connector
-from mserve.bench.driver import ClosedLoop, Pool
+from mserve.bench.driver import Pool
 from mserve.bench.endpoint import Endpoint
+from mserve.bench.job import Job
+from mserve.bench.loops import driver
 from mserve.bench.verify import Checker
 from mserve.wire import http2_frames as h2
 from mserve.wire import tfs_proto
@@ -140,9 +142,9 @@ async def measure(port: int, protocol: str, connections: int, how: tuple[str, fl
     request = codec.encode(endpoint, Asked("m"), {"x": np.array([[0.1, 0.2, 0.3, 0.4]], np.float32)})
     check = Checker(protocol, [OUTPUT]) if kind == "verified" else None
     pool = Pool(connector(endpoint, protocol, [request], check, 16))  # type: ignore[arg-type]
-    await ClosedLoop(pool, connections, 0.1, 1.0).run()
+    await driver(pool, Job(0.1, 1.0, concurrency=connections)).run()
     cpu = time.process_time()
-    phase = await ClosedLoop(pool, connections, seconds, 1.0).run()
+    phase = await driver(pool, Job(seconds, 1.0, concurrency=connections)).run()
     cpu = time.process_time() - cpu
     pool.close()
     ok = phase.recorder.ok()

@@ -79,6 +79,22 @@ class _Peer(asyncio.Protocol):
             self._transport.write(answer)
 
 
+@dataclass
+class FakeConnector:
+    """What asks a fake server, in any process."""
+
+    port: int
+    connections_max: int
+    versions: dict[bytes, int]
+
+    async def connect(self) -> HttpConnection:
+        request = request_bytes("h", "/v1/models/m:predict", b"{}")
+        _, connection = await asyncio.get_running_loop().create_connection(
+            lambda: HttpConnection(request, self.versions), "127.0.0.1", self.port
+        )
+        return connection
+
+
 class FakeServer:
     """A real server on a real socket, and the bench target that asks it."""
 
@@ -110,12 +126,11 @@ class FakeServer:
         for transport in list(self.peers):
             transport.abort()
 
+    def description(self) -> FakeConnector:
+        return FakeConnector(self.port, self.connections_max, {})
+
     async def connect(self) -> HttpConnection:
-        request = request_bytes("h", "/v1/models/m:predict", b"{}")
-        _, connection = await asyncio.get_running_loop().create_connection(
-            lambda: HttpConnection(request, self.versions), "127.0.0.1", self.port
-        )
-        return connection
+        return await FakeConnector(self.port, self.connections_max, self.versions).connect()
 
     async def counters(self) -> Counters | None:
         return None

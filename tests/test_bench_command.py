@@ -106,8 +106,23 @@ def test_other_rates_are_refused(text: str) -> None:
         (["B", "--qps", "10", "--slo", "p99"], "bad --slo"),
         (["B", "--qps", "10", "--concurrency", "2"], "exclude each other"),
         (["B", "--slo", "p99=1ms"], "closed loop says nothing"),
-        (["B", "--qps", "10", "--arrivals", "bursty"], "no such arrivals"),
-        (["B", "--arrivals", "bursty"], "no such arrivals"),
+        (["B", "--qps", "10", "--arrivals", "regular"], "no such arrivals"),
+        (["B", "--arrivals", "bursty:99:1"], "no such arrivals"),
+        (["B", "--concurrency", "0"], "bad --concurrency"),
+        (["B", "--concurrency", "4:2:1"], "bad --concurrency"),
+        (["B", "--concurrency", "1:4"], "bad --concurrency"),
+        (["B", "--qps", "10", "--replay", "log"], "--replay has a rate of its own"),
+        (["B", "--replay", "log@fast"], "bad --replay"),
+        (["B", "--generators", "2"], "one generator"),
+        (["B", "--scenario", "interactive"], "no such scenario"),
+        (["B", "--scenario", "server", "--qps", "10"], "one --slo"),
+        (["B", "--scenario", "server", "--slo", "p99=1ms"], "a rate"),
+        (["B", "--scenario", "offline", "--qps", "10"], "only the server scenario"),
+        (["B", "--scenario", "server", "--qps", "--slo", "p99=1ms"], "at most one rate"),
+        (["B", "--queries", "10"], "--queries is for a scenario"),
+        (["B", "--loadgen"], "--loadgen is for a scenario"),
+        (["B", "--publish", "D"], "--publish is for --during-reload"),
+        (["B", "--qps", "--during-reload", "B"], "goes with a rate"),
         (["B", "--qps", "0.1", "--duration", "1"], "too few"),
         (["localhost:1"], "http://localhost:1"),
         (["http://127.0.0.1:1/x"], "not one of a model"),
@@ -154,7 +169,9 @@ def test_urls_are_read(url: str, host: str, port: int, model: str, rest: str) ->
 
 def test_closed_loop_of_a_server(server: Running) -> None:
     document = bench_json(server.url, *QUICK, "--concurrency", 4)
-    assert set(document) == {"schema", "kind", "environment", "search", "stopped", "reports"}
+    assert set(document) == {
+        *("schema", "kind", "environment", "search", "stopped", "scenario", "loadgen", "reports"),
+    }
     assert document["kind"] == "bench"
     assert document["search"] is None
     environment = document["environment"]
@@ -163,7 +180,7 @@ def test_closed_loop_of_a_server(server: Running) -> None:
     [report] = document["reports"]
     assert set(report) == {
         *("target", "load", "slo", "verdict", "requests", "rates", "latency", "uncorrected"),
-        *("client", "little", "server", "versions", "warmup", "notes"),
+        *("client", "little", "server", "versions", "warmup", "cold_start_ms", "swaps", "notes"),
     }
     assert report["load"]["loop"] == "closed"
     assert report["load"]["concurrency"] == 4
@@ -222,6 +239,39 @@ def test_the_closed_loop_and_the_search_in_process(bundle: Path) -> None:
     found = run_bench("--qps", bundle, "--slo", "p50=2s", "--duration", 0.3, "--warmup", 0.2)
     assert found.returncode == 0, found.stderr
     assert "highest rate: " in found.stdout.splitlines()[-2]
+
+
+def test_a_sweep_of_connections_is_labelled_as_closed(bundle: Path) -> None:
+    done = run_bench(bundle, "--concurrency", "1:3:2", *QUICK)
+    assert done.returncode == 0, done.stderr
+    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == ["closed, 1", "closed, 3"]
+    assert done.stdout.count("closed loop: not valid") == 2
+
+
+def test_a_server_s_own_request_log_is_replayed(bundle: Path, tmp_path: Path) -> None:
+    log, config = tmp_path / "requests.jsonl", tmp_path / "mserve.toml"
+    config.write_text(
+        f'[models.mnist]\nbase_path = "{bundle.parent}"\n[request_log]\npath = "{log}"\nsample = 1\n'
+    )
+    with serving(f"--config={config}", tmp_path / "log.txt") as running:
+        bench_json(running.url, "--qps", 50, "--arrivals", "constant", "--duration", 1, "--warmup", 0)
+        eventually(lambda: log.exists() and log.read_bytes().count(b"\n") >= 51)
+        recorded = tmp_path / "recorded.jsonl"  # the replay is logged too
+        recorded.write_bytes(log.read_bytes())
+        [report] = bench_json(running.url, "--replay", f"{recorded}@2", "--warmup", 0.2)["reports"]
+    assert report["requests"]["ok"] == report["requests"]["total"] >= 51
+    assert report["load"]["arrivals"].startswith("replay of ")
+    assert 1 / report["load"]["duration_s"] * report["requests"]["total"] == pytest.approx(
+        report["load"]["rate"], rel=0.01
+    )
+
+
+def test_warm_up_by_itself_is_reported(server: Running) -> None:
+    [report] = bench_json(server.url, "--qps", 300, "--duration", 0.3, "--max-warmup", 1.5)["reports"]
+    warmup = report["warmup"]
+    assert 0.4 < warmup["seconds"] <= 1.5
+    assert warmup["end"]
+    assert report["cold_start_ms"] > 0
 
 
 def test_a_sweep_has_a_row_for_each_rate(bundle: Path) -> None:

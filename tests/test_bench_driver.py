@@ -10,7 +10,9 @@ import pytest
 from bench_tools import ANSWER, MS, REFUSAL, Behaviour, at_once, fake_server, one_at_a_time, stalls
 
 from mserve.bench.alarm import Polled, alarm
-from mserve.bench.driver import ClosedLoop, OpenLoop, Pool
+from mserve.bench.driver import Pool
+from mserve.bench.job import Job
+from mserve.bench.loops import driver
 from mserve.bench.quantiles import nearest_rank
 from mserve.bench.recorder import CONNECTION, INTERRUPTED, NOT_HTTP, OK, UNFINISHED, UNSENT, Phase, open_rates
 from mserve.bench.schedule import schedule
@@ -23,7 +25,7 @@ async def open_loop(
     async with fake_server(behave, connections_max) as server:
         pool = Pool(server)
         due = schedule("constant", rate, seconds, (1,))
-        phase = await OpenLoop(pool, due, seconds, drain_s).run()
+        phase = await driver(pool, Job(seconds, drain_s, due)).run()
         pool.close()
         return phase
 
@@ -31,7 +33,7 @@ async def open_loop(
 async def closed_loop(behave: Behaviour, connections: int, seconds: float, *, drain_s: float = 5.0) -> Phase:
     async with fake_server(behave) as server:
         pool = Pool(server)
-        phase = await ClosedLoop(pool, connections, seconds, drain_s).run()
+        phase = await driver(pool, Job(seconds, drain_s, concurrency=connections)).run()
         pool.close()
         return phase
 
@@ -154,7 +156,7 @@ def test_answers_in_small_pieces_are_whole() -> None:
                     peer.write(ANSWER[20:])
 
             loop.call_later(0.1, rest)
-            return await OpenLoop(Pool(server), np.array([0]), 0.1, 2.0).run()
+            return await driver(Pool(server), Job(0.1, 2.0, np.array([0]))).run()
 
     assert asyncio.run(run()).recorder.outcome.tolist() == [OK]
 
@@ -166,8 +168,8 @@ def test_a_server_that_dies_ends_the_phase_early(loop: str) -> None:
             asyncio.get_running_loop().call_later(0.3, server.die)
             pool = Pool(server)
             if loop == "closed":
-                return await ClosedLoop(pool, 2, 30.0, 5.0).run()
-            return await OpenLoop(pool, schedule("constant", 50.0, 30.0, (1,)), 30.0, 5.0).run()
+                return await driver(pool, Job(30.0, 5.0, concurrency=2)).run()
+            return await driver(pool, Job(30.0, 5.0, schedule("constant", 50.0, 30.0, (1,)))).run()
 
     phase = asyncio.run(run())
     assert "the server is gone" in phase.stopped
@@ -180,7 +182,7 @@ def test_a_server_that_dies_shortly_before_the_end_is_the_reason() -> None:
     async def run() -> Phase:
         async with fake_server(at_once) as server:
             asyncio.get_running_loop().call_later(0.2, server.die)
-            return await OpenLoop(Pool(server), schedule("constant", 50.0, 0.6, (1,)), 0.6, 0.1).run()
+            return await driver(Pool(server), Job(0.6, 0.1, schedule("constant", 50.0, 0.6, (1,)))).run()
 
     phase = asyncio.run(run())
     assert not phase.stopped
@@ -190,9 +192,9 @@ def test_a_server_that_dies_shortly_before_the_end_is_the_reason() -> None:
 def test_stopping_keeps_what_was_answered() -> None:
     async def run() -> Phase:
         async with fake_server(at_once) as server:
-            driver = OpenLoop(Pool(server), schedule("constant", 100.0, 30.0, (1,)), 30.0, 5.0)
-            asyncio.get_running_loop().call_later(0.3, driver.stop, INTERRUPTED)
-            return await driver.run()
+            running = driver(Pool(server), Job(30.0, 5.0, schedule("constant", 100.0, 30.0, (1,))))
+            asyncio.get_running_loop().call_later(0.3, running.stop, INTERRUPTED)
+            return await running.run()
 
     phase = asyncio.run(run())
     assert phase.stopped == INTERRUPTED

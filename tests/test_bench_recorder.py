@@ -164,11 +164,14 @@ def test_an_interrupted_phase_blames_nobody_for_what_was_pending() -> None:
     assert recorder.errors() == {503: 1}
 
 
-def test_the_closed_loop_s_recorder_grows() -> None:
-    recorder = Recorder(2)
+def test_a_closed_loop_s_record_is_filled_row_by_row() -> None:
+    recorder = Recorder(3000)
     assert [recorder.add(now) for now in range(3000)] == list(range(3000))
-    assert recorder.intended[:3000].tolist() == list(range(3000))
-    assert (recorder.outcome[:3000] == PENDING).all()
+    assert recorder.full
+    assert recorder.intended.tolist() == list(range(3000))
+    assert (recorder.outcome == PENDING).all()
+    with pytest.raises(IndexError):
+        recorder.add(1)
 
 
 @pytest.mark.parametrize(

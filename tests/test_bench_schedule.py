@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mserve.bench.schedule import REQUESTS_MAX, schedule
-from mserve.errors import UsageError
+from mserve.bench.request_log import read_log
+from mserve.bench.schedule import REQUESTS_MAX, replayed, schedule
+from mserve.errors import InputError, UsageError
 
 SECOND = 1_000_000_000
 SEEDS = (1, 2, 3)
@@ -74,7 +76,10 @@ def test_times_ascend_within_the_duration(arrivals: str, rate: float, seconds: f
 @pytest.mark.parametrize(
     ("arrivals", "rate", "seconds", "why"),
     [
-        ("bursty", 10.0, 1.0, "a kind nobody knows"),
+        ("regular", 10.0, 1.0, "a kind nobody knows"),
+        ("bursty:11", 10.0, 1.0, "half of the parameters"),
+        ("bursty:11:200", 10.0, 1.0, "a tenth of the time cannot hold more than all requests"),
+        ("bursty:5:x", 10.0, 1.0, "no number"),
         ("poisson", 0.0, 1.0, "nothing is ever due"),
         ("poisson", -5.0, 1.0, "a negative rate"),
         ("poisson", float("nan"), 1.0, "not a number"),
@@ -86,3 +91,81 @@ def test_times_ascend_within_the_duration(arrivals: str, rate: float, seconds: f
 def test_impossible_schedules_are_refused(arrivals: str, rate: float, seconds: float, why: str) -> None:
     with pytest.raises(UsageError):
         schedule(arrivals, rate, seconds, (1,))
+
+
+# bursts
+
+
+@pytest.mark.parametrize("factor", [1.0, 5.0, 10.0])
+def test_bursts_keep_the_mean_rate(factor: float) -> None:
+    """The mean over some seeds: of one, the share of time in bursts varies."""
+    counts = [len(schedule(f"bursty:{factor}:200", 1000.0, 60.0, (seed,))) for seed in range(30)]
+    assert np.mean(counts) == pytest.approx(60_000, rel=0.08)
+
+
+def test_bursts_are_bursts() -> None:
+    """Ten times the mean rate for 200 ms, nothing in between; a tenth of the time."""
+    due = schedule("bursty:10:200", 1000.0, 120.0, (4,))
+    counts = np.bincount(due // (SECOND // 50), minlength=6000)
+    assert counts.var() / counts.mean() > 20, "a Poisson process has 1"
+    assert np.quantile(counts, 0.8) == 0
+    assert np.median(counts[counts > 100]) == pytest.approx(200, rel=0.1)
+
+
+def test_a_factor_of_one_is_a_poisson_process() -> None:
+    due = schedule("bursty:1:200", 2000.0, 20.0, (1,))
+    counts = np.bincount(due // (SECOND // 100), minlength=2000)
+    assert counts.var() / counts.mean() == pytest.approx(1.0, abs=0.12)
+
+
+# recordings
+
+
+def test_a_recording_is_replayed_with_its_own_times(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"time": 1700000003.5, "code": 200}\n\n{"time": 1700000001.0}\n{"time": 1700000002.0}\n')
+    offsets, requests = read_log(path)
+    assert offsets.tolist() == [0, SECOND, 2.5 * SECOND]
+    assert requests[2]["code"] == 200
+    assert replayed(offsets, 2.0).tolist() == [0, SECOND // 2, 1.25 * SECOND]
+    assert replayed(offsets + 7, 1.0)[0] == 0
+
+
+@pytest.mark.parametrize("speed", [0.0, -1.0, float("nan"), float("inf")])
+def test_impossible_speeds_are_refused(speed: float) -> None:
+    with pytest.raises(UsageError):
+        replayed(np.array([0, 1]), speed)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("", "empty"),
+        ("\n\n", "only empty lines"),
+        ("hello", "no JSON"),
+        ("[1]", "no object"),
+        ('{"time": "now"}', "a time that is text"),
+        ('{"time": true}', "a time that is a truth value"),
+        ('{"time": -1}', "a time before all"),
+        ('{"time": 1e300}', "a time after all"),
+        ('{"a": 1}', "no time"),
+        ('{"time": 1}\n{"time"', "cut off in the middle"),
+        ("\x00" * 100, "zeros"),
+    ],
+)
+def test_what_is_no_request_log_is_refused(content: str, why: str, tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(content)
+    with pytest.raises(InputError):
+        read_log(path)
+
+
+@given(st.binary(max_size=300))
+def test_bytes_are_no_request_log(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    path = tmp_path_factory.mktemp("log") / "log.jsonl"
+    path.write_bytes(data)
+    try:
+        offsets, requests = read_log(path)
+    except InputError:
+        return
+    assert len(offsets) == len(requests) >= 1

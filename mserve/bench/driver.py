@@ -1,12 +1,10 @@
-"""Drivers: one phase of load, sent over a pool of connections.
-
-The open loop sends each request at its due time, whatever has come back: a request for
-which no connection is free waits for one, and its latency counts from its due time all
-the same. The closed loop sends the next request of a connection when the last one was
-answered: it measures throughput, and by its nature waits for a server that stalls.
+"""Driver: sends one phase of load over a pool of connections. What is sent when is for `loops`.
 
 A phase ends when everything was answered, or `drain_s` after the last request was sent,
-or when the server is gone, or when somebody stops it.
+or when the server is gone, or when somebody stops it. `finish` ends it early and in
+order: nothing more is sent, and what is on its way is waited for.
+
+Times go into the record through memoryviews: a store costs a third of numpy's.
 """
 
 from __future__ import annotations
@@ -14,27 +12,26 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections import deque
 from dataclasses import dataclass, field
 
-from .alarm import Alarm, alarm
 from .client import Connection
+from .job import Job
 from .recorder import INTERRUPTED, OK, UNFINISHED, UNSENT, Phase, Recorder
-from .schedule import Times
-from .targets import Target
+from .sightings import sightings
+from .targets import Connector
 
 # The server counts as gone when it took no connection for so long, and none is left.
 GONE_S = 1.0
 _RETRY_S = 0.05
-_BURST = 64
-_TIMER_SLACK_S = 0.002
+# A share of the CPU over less time than this would say nothing.
+_SHARE_S = 0.05
 
 
 @dataclass(slots=True)
 class Pool:
     """Connections that wait for work, kept between phases; the last one used comes first."""
 
-    target: Target
+    target: Connector
     idle: list[Connection] = field(default_factory=list)
 
     def take(self) -> Connection | None:
@@ -53,37 +50,57 @@ class Pool:
 
 
 class Driver(ABC):
-    """What both loops share: connections, the record, and the end."""
+    """What all loops share: connections, the record, and the end."""
 
-    def __init__(self, pool: Pool, recorder: Recorder, drain_s: float) -> None:
+    def __init__(self, pool: Pool, job: Job, recorder: Recorder) -> None:
         self.recorder = recorder
         self.messages: dict[int, str] = {}
         self._pool = pool
-        self._drain_s = drain_s
+        self._job = job
+        self._span_ns = int(job.span_s * 1e9)
         self._loop = asyncio.get_running_loop()
         self._busy: set[Connection] = set()
         self._opening: set[asyncio.Task[None]] = set()
         self._ended: asyncio.Future[str] = self._loop.create_future()
+        self._limit: asyncio.TimerHandle | None = None
         self._busiest = 0
         self._no_server_since: float | None = None
         self._refused = ""
         self._in_flight_ns = 0
         self._event_ns = 0
+        self._sent, self._first, self._received = recorder.sent.data, recorder.first.data, recorder.done.data
+        self._outcome = recorder.outcome.data
+
+    async def run(self, start_ns: int = 0) -> Phase:
+        """Send from a time of `time.perf_counter_ns` on (0: now), then wait for the answers."""
+        cpu, wall = time.process_time(), time.perf_counter()
+        start_ns = self._event_ns = start_ns or time.perf_counter_ns() + 1_000_000
+        async with sightings(self._pool.target.versions if self._job.watch else None) as seen:
+            self._begin(start_ns)
+            phase = await self._until_ended(start_ns)
+        phase.sightings = seen
+        phase.cpu_share = (time.process_time() - cpu) / max(_SHARE_S, time.perf_counter() - wall)
+        return phase
 
     @abstractmethod
-    async def run(self) -> Phase:
-        """Send, then wait for the answers."""
+    def _begin(self, start_ns: int) -> None:
+        """Arrange for the first requests."""
 
     def stop(self, reason: str) -> None:
         """End the phase now."""
         if not self._ended.done():
             self._ended.set_result(reason)
 
-    async def _until_ended(self, span_ns: int) -> Phase:
+    @abstractmethod
+    def finish(self) -> None:
+        """Send nothing more, and end when what was sent is answered."""
+
+    async def _until_ended(self, start_ns: int) -> Phase:
         """Wait for the end, give up on what is open, and hand over the record."""
-        started = time.perf_counter_ns()
         stopped = await self._ended
         self._quiet()
+        if self._limit is not None:
+            self._limit.cancel()
         for task in self._opening:
             task.cancel()
         now = time.perf_counter_ns()
@@ -91,13 +108,13 @@ class Driver(ABC):
         for connection in self._busy:
             connection.abort()
         if stopped:
-            span_ns = min(span_ns, now - started)
+            self._span_ns = max(0, min(self._span_ns, now - start_ns))
         if stopped == INTERRUPTED:
             self.recorder.drop_pending()
         else:
             self.recorder.finish(now)
             self._say_why(stopped)
-        return Phase(self.recorder, span_ns, self._busiest, self._in_flight_ns, stopped, self.messages)
+        return Phase(self.recorder, self._span_ns, self._busiest, self._in_flight_ns, stopped, self.messages)
 
     def _say_why(self, stopped: str) -> None:
         """Reasons for what was given up: nobody has told one."""
@@ -107,26 +124,30 @@ class Driver(ABC):
 
     @abstractmethod
     def _quiet(self) -> None:
-        """Send nothing more."""
+        """Ask for no more calls."""
 
     # one request
 
     def _send(self, connection: Connection, index: int) -> None:
+        busy = self._busy
         now = time.perf_counter_ns()
-        self._advance(now)
-        self._busy.add(connection)
-        if len(self._busy) > self._busiest:
-            self._busiest = len(self._busy)
-        self.recorder.sent[index] = now
+        self._in_flight_ns += len(busy) * (now - self._event_ns)
+        self._event_ns = now
+        busy.add(connection)
+        if len(busy) > self._busiest:
+            self._busiest = len(busy)
+        self._sent[index] = now
         connection.send(index, self._done)
 
     def _done(self, connection: Connection, outcome: int, message: str) -> None:
+        busy, index = self._busy, connection.index
         now = time.perf_counter_ns()
-        self._advance(now)
-        self._busy.discard(connection)
-        recorder, index = self.recorder, connection.index
-        recorder.done[index] = now
-        recorder.outcome[index] = outcome
+        self._in_flight_ns += len(busy) * (now - self._event_ns)
+        self._event_ns = now
+        busy.discard(connection)
+        self._received[index] = now
+        self._first[index] = connection.first_ns
+        self._outcome[index] = outcome
         if outcome != OK:
             self.messages.setdefault(outcome, message)
         if self._ended.done():
@@ -144,6 +165,14 @@ class Driver(ABC):
         """A connection is free again, or broken."""
 
     # connections
+
+    def _connection(self) -> None:
+        """Hand a connection to `_after`: an idle one at once, or else a new one later."""
+        connection = self._pool.take()
+        if connection is None:
+            self._open()
+        else:
+            self._after(connection)
 
     def _open(self) -> None:
         """Open one more connection in the background."""
@@ -174,122 +203,3 @@ class Driver(ABC):
         if self._no_server_since is None:
             self._no_server_since = now
         return now - self._no_server_since >= GONE_S
-
-
-class ClosedLoop(Driver):
-    """`concurrency` connections, each sending when its last request was answered."""
-
-    def __init__(self, pool: Pool, concurrency: int, duration_s: float, drain_s: float) -> None:
-        super().__init__(pool, Recorder(1 << 14), drain_s)
-        self._concurrency = concurrency
-        self._duration_ns = int(duration_s * 1e9)
-        self._end_ns = 0
-
-    async def run(self) -> Phase:
-        """Send for the duration, then wait for the answers."""
-        self._event_ns = time.perf_counter_ns()
-        self._end_ns = self._event_ns + self._duration_ns
-        duration_s = self._duration_ns / 1e9
-        timer = self._loop.call_later(duration_s + _TIMER_SLACK_S, self._finish_if_drained)
-        limit = self._loop.call_later(duration_s + self._drain_s, self.stop, "")
-        for _ in range(self._concurrency):
-            connection = self._pool.take()
-            if connection is None:
-                self._open()
-            else:
-                self._after(connection)
-        phase = await self._until_ended(self._duration_ns)
-        timer.cancel()
-        limit.cancel()
-        return phase
-
-    def _quiet(self) -> None:
-        """Nothing to do: requests follow answers, and nobody waits for those any more."""
-
-    def _after(self, connection: Connection) -> None:
-        now = time.perf_counter_ns()
-        if now >= self._end_ns:
-            self._pool.idle.append(connection)
-            self._finish_if_drained()
-        elif connection.usable:
-            self._send(connection, self.recorder.add(now))
-        else:
-            self._open()
-
-    def _finish_if_drained(self) -> None:
-        if not self._busy and time.perf_counter_ns() >= self._end_ns:
-            self.stop("")
-
-
-class OpenLoop(Driver):
-    """Requests at the times of a schedule, over as many connections as that takes."""
-
-    def __init__(self, pool: Pool, due: Times, span_s: float, drain_s: float) -> None:
-        super().__init__(pool, Recorder(len(due)), drain_s)
-        self._offsets = due
-        self._span_ns = int(span_s * 1e9)
-        self._waiting: deque[int] = deque()
-        self._alarm: Alarm
-        self._limit: asyncio.TimerHandle | None = None
-
-    async def run(self) -> Phase:
-        """Send on schedule, then wait for the answers."""
-        recorder = self.recorder
-        start = self._event_ns = time.perf_counter_ns() + 1_000_000
-        recorder.intended[:] = start + self._offsets
-        self._due = recorder.intended.data
-        self._alarm = alarm(self._send_due)
-        self._alarm.set(self._due[0])
-        phase = await self._until_ended(self._span_ns)
-        if self._limit is not None:
-            self._limit.cancel()
-        return phase
-
-    def _quiet(self) -> None:
-        self._alarm.close()
-
-    def _send_due(self) -> None:
-        """Take up every request that is due, then set the alarm for the next one.
-
-        After a burst, answers get their turn before the rest.
-        """
-        recorder, due = self.recorder, self._due
-        index = recorder.count
-        burst_end = min(len(due), index + _BURST)
-        while index < burst_end and due[index] <= (now := time.perf_counter_ns()):
-            recorder.taken[index] = now
-            recorder.count = index + 1
-            self._dispatch(index)
-            index += 1
-        if index < len(due):
-            self._alarm.set(due[index])
-        else:
-            self._limit = self._loop.call_later(self._drain_s, self.stop, "")
-            self._finish_if_drained()
-
-    def _dispatch(self, index: int) -> None:
-        connection = self._pool.take()
-        if connection is not None:
-            self._send(connection, index)
-            return
-        self._waiting.append(index)
-        self._open_if_short()
-
-    def _open_if_short(self) -> None:
-        opening = len(self._opening)
-        if opening < len(self._waiting) and len(self._busy) + opening < self._pool.target.connections_max:
-            self._open()
-
-    def _after(self, connection: Connection) -> None:
-        if not connection.usable:
-            self._open_if_short()
-            self._finish_if_drained()
-        elif self._waiting:
-            self._send(connection, self._waiting.popleft())
-        else:
-            self._pool.idle.append(connection)
-            self._finish_if_drained()
-
-    def _finish_if_drained(self) -> None:
-        if self.recorder.count == len(self._due) and not self._busy and not self._waiting:
-            self.stop("")

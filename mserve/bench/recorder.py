@@ -1,7 +1,8 @@
-"""Recorder: four times and an outcome for each request, and what they amount to. Pure.
+"""Recorder: the times and the outcome of each request, and what they amount to. Pure.
 
-    intended ──lag──> taken ──wait──> sent ──service──> done
-    └────────────────── latency ──────────────────────────┘
+    intended ──lag──> taken ──wait──> sent ────> first byte ────> done
+                                      └───────── service ──────────┘
+    └─────────────────────────── latency ──────────────────────────┘
 
 Latency is counted from when the request was due (`intended`), not from when it could be
 sent: a server that stalls delays the requests behind the stall too, and a measurement
@@ -12,6 +13,7 @@ are nanoseconds of one monotonic clock.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -53,30 +55,67 @@ def outcome_name(outcome: int) -> str:
     return _NAMES.get(outcome) or f"status {outcome}"
 
 
-class Recorder:
-    """Columns for the requests of one phase; the first `count` rows are in use."""
+COLUMNS = ("intended", "taken", "sent", "first", "done")
+ROW_BYTES = 8 * len(COLUMNS) + 2
 
-    def __init__(self, capacity: int) -> None:
+
+class Recorder:
+    """Columns for the requests of one phase; the first `count` rows are in use.
+
+    They lie in `memory`, at least `capacity * ROW_BYTES` bytes of zeros, where it is given: so
+    that another process can see them, whatever becomes of this one. `first` is 0 where no
+    byte of an answer was seen.
+    """
+
+    def __init__(self, capacity: int, memory: memoryview | None = None) -> None:
         self.count = 0
-        self.intended, self.taken, self.sent, self.done = (
-            np.zeros(capacity, dtype=np.int64) for _ in range(4)
-        )
-        self.outcome = np.full(capacity, PENDING, dtype=np.int16)
+        self.capacity = capacity
+        if memory is None:
+            memory = np.zeros(max(1, capacity * ROW_BYTES), dtype=np.uint8).data
+        shape, end = (len(COLUMNS), capacity), 8 * len(COLUMNS) * capacity
+        self.intended, self.taken, self.sent, self.first, self.done = np.ndarray(shape, np.int64, memory)
+        self.outcome = np.ndarray(capacity, np.int16, memory, end)
+        self._cells = self.taken.data, self.intended.data, self.outcome.data
 
     @classmethod
     def scheduled(cls, start_ns: int, due: Times) -> Recorder:
         """A recorder whose requests are due at `start_ns` plus the schedule's times."""
         recorder = cls(len(due))
-        recorder.intended[:] = start_ns + due
+        recorder.plan(start_ns, due)
         return recorder
 
+    @classmethod
+    def merged(cls, parts: Sequence[Recorder]) -> Recorder:
+        """The requests of several recorders in the order in which they were due."""
+        whole = cls(sum(part.count for part in parts))
+        whole.count = whole.capacity
+        due = np.concatenate([part.intended[: part.count] for part in parts])
+        order = np.argsort(due, kind="stable")
+        for name in (*COLUMNS, "outcome"):
+            rows = np.concatenate([getattr(part, name)[: part.count] for part in parts])
+            getattr(whole, name)[:] = rows[order]
+        return whole
+
+    def plan(self, start_ns: int, due: Times) -> None:
+        """Note when each request is due: `start_ns` plus the schedule's times."""
+        self.intended[:] = start_ns + due
+        self.outcome[:] = PENDING
+
+    @property
+    def full(self) -> bool:
+        """Whether every row is in use."""
+        return self.count == self.capacity
+
     def add(self, now_ns: int) -> int:
-        """A new row for a request that is due now; returns its index. For the closed loop."""
+        """A new row for a request that is due now; returns its index. For the closed loop.
+
+        Raises IndexError when every row is in use.
+        """
         index = self.count
-        if index == len(self.intended):
-            self._grow()
+        taken, intended, outcome = self._cells
+        taken[index] = intended[index] = now_ns
+        outcome[index] = PENDING
         self.count = index + 1
-        self.intended[index] = self.taken[index] = now_ns
         return index
 
     def finish(self, end_ns: int) -> None:
@@ -92,16 +131,10 @@ class Recorder:
     def drop_pending(self) -> None:
         """Forget rows without an outcome: the run was cut short, and they are nobody's fault."""
         keep = np.flatnonzero(self.outcome[: self.count] != PENDING)
-        for name in ("intended", "taken", "sent", "done", "outcome"):
+        for name in (*COLUMNS, "outcome"):
             column = getattr(self, name)
             column[: len(keep)] = column[keep]
         self.count = len(keep)
-
-    def _grow(self) -> None:
-        more = max(1024, len(self.intended))
-        for name in ("intended", "taken", "sent", "done"):
-            setattr(self, name, np.concatenate([getattr(self, name), np.zeros(more, dtype=np.int64)]))
-        self.outcome = np.concatenate([self.outcome, np.full(more, PENDING, dtype=np.int16)])
 
     # what the rows amount to
 
@@ -118,6 +151,12 @@ class Recorder:
     def service_times(self) -> Ints:
         """As `latencies`, counted from the sending: what a naive client would report."""
         return self._population(self.sent)
+
+    def first_byte_times(self) -> Ints:
+        """From the sending to the first byte, of the requests that were answered with success."""
+        used = self.outcome[: self.count] == OK
+        times: Ints = (self._column(self.first) - self._column(self.sent))[used]
+        return times
 
     def lags(self) -> Ints:
         """How late the client itself was with each request."""
@@ -148,13 +187,19 @@ class Recorder:
         return int((self._column(self.done) - self._column(self.sent)).sum())
 
 
+# Nanoseconds between which a version was seen to answer, to the watcher's accuracy.
+Sighting = tuple[int, int]
+
+
 @dataclass(slots=True)
 class Phase:
     """What a driver hands back.
 
     `span_ns` is how long it sent, `busiest` how many requests were on their way at once at
     most, `in_flight_ns` their number added up over time; `stopped` says why the phase ended
-    early, or is "". `messages` holds the first message of each kind of failure.
+    early, or is "". `broken` says why what was seen proves nothing: a generator died.
+    `messages` holds the first message of each kind of failure, `cpu_share` what the (busiest)
+    client process used of a CPU, `sightings` when each model version answered first and last.
     """
 
     recorder: Recorder
@@ -163,6 +208,9 @@ class Phase:
     in_flight_ns: int
     stopped: str = ""
     messages: dict[int, str] = field(default_factory=dict)
+    broken: str = ""
+    cpu_share: float = 0.0
+    sightings: dict[bytes, Sighting] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from .quantiles import NEVER_NS, Ints, Percentile, percentile
-from .recorder import INTERRUPTED, Phase, Rates, closed_rates, lag_p99, open_rates, outcome_name
+from .recorder import INTERRUPTED, Rates, closed_rates, lag_p99, open_rates, outcome_name
 from .slo import Slo
+from .swap_text import swap_facts
 from .target_facts import target_rows
 from .verdict import CLOSED_LABEL, Load, Measurement, Verdict, judge, late_client, show
 
@@ -110,7 +111,9 @@ class Report:
             "little": {"in_flight": self._in_flight(), "rate_times_time": self._rate_times_time()},
             "server": dict(self.seen.server) if self.seen.server else None,
             "versions": dict(self.seen.versions),
-            "warmup": _warmup_json(self.seen.warmup),
+            "warmup": _warmup_json(self.seen),
+            "cold_start_ms": milliseconds(self.seen.cold_ns),
+            "swaps": self.seen.swaps.to_json() if self.seen.swaps else None,
             "notes": self.notes(),
         }
 
@@ -178,14 +181,15 @@ def _little_note(report: Report) -> list[str]:
     return []
 
 
-def _warmup_json(warmup: Phase | None) -> dict[str, Any] | None:
-    if warmup is None:
+def _warmup_json(seen: Measurement) -> dict[str, Any] | None:
+    if seen.warmup is None:
         return None
-    recorder = warmup.recorder
+    recorder = seen.warmup.recorder
     return {
-        "seconds": warmup.span_ns / 1e9,
+        "seconds": seen.warmup.span_ns / 1e9,
         "requests": recorder.count,
         "failed": recorder.count - recorder.ok(),
+        "end": seen.warmup_end or None,
     }
 
 
@@ -219,7 +223,8 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("request", ", ".join(x for x in (*what, f"{target['request_bytes']:,} bytes") if x)),
         ("answered by", answered or "unknown"),
         ("load", f"{report.load}, seed {report.load.seed}" if report.load.rate else str(report.load)),
-        ("warm-up", _warmup_text(seen.warmup)),
+        ("cold start", show(seen.cold_ns)),
+        ("warm-up", _warmup_text(seen)),
         ("requests", f"{report.total:,}: {report.ok:,} ok, {report.total - report.ok:,} failed"),
     ]
     rows[2:2] = target_rows(target)
@@ -231,14 +236,18 @@ def facts(report: Report) -> list[tuple[str, str]]:
     rows.append(("achieved", f"{report.rates.achieved:,.1f}/s"))
     if seen.server is not None:
         rows.append(("server", _server_text(seen.server)))
+    if seen.swaps is not None:
+        rows += swap_facts(seen.swaps, quotable=report.quotable())
     return rows
 
 
-def _warmup_text(warmup: Phase | None) -> str:
-    if warmup is None:
+def _warmup_text(seen: Measurement) -> str:
+    if seen.warmup is None:
         return "none"
-    failed = warmup.recorder.count - warmup.recorder.ok()
-    text = f"{warmup.span_ns / 1e9:.1f} s, {warmup.recorder.count:,} requests, not counted"
+    recorder = seen.warmup.recorder
+    failed = recorder.count - recorder.ok()
+    text = f"{seen.warmup.span_ns / 1e9:.1f} s, {recorder.count:,} requests, not counted"
+    text += f"; ended: {seen.warmup_end}" if seen.warmup_end else ""
     return text + (f", {failed:,} failed" if failed else "")
 
 

@@ -1,35 +1,48 @@
 """A session: warm-up, then one measurement or several, on one target.
 
-    closed   N connections as fast as the answers come
+    closed   N connections as fast as the answers come, for one N or several
     sweep    one rate or several, one after the other, in an open loop
     search   the highest rate that meets the objectives
+    scenario one of MLPerf's
 
-Warm-up and measurement are separate phases, and the server's counters are read between
-them, while nothing is sent, so that reading them does not disturb what is measured.
+The very first request is sent alone: it is the cold start. Warm-up and measurement are
+separate phases, and the server's counters are read between them, while nothing is sent, so
+that reading them does not disturb what is measured.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+import numpy as np
+
 from ..errors import EnvironmentProblem
-from .driver import ClosedLoop, Driver, OpenLoop, Pool
+from .engine import Engine, Local
+from .fleet import Fleet
+from .job import Job
+from .load_job import load_job, scenario_job
+from .placement import ANY, Placement
+from .quantiles import grows_throughout
 from .recorder import INTERRUPTED, Phase, closed_rates
+from .reload import Reload
+from .reload import judged as judged_swaps
 from .report import Report
-from .schedule import check_schedule, schedule
+from .scenario import Outcome, Rules, judged
+from .schedule import Times, check_schedule
 from .search import Probe, Search, find
 from .server_view import server_view
 from .slo import Slo
 from .targets import Target
 from .verdict import Load, Measurement, Verdict
+from .warmup import answered, settled, window_s
 
 Progress = Callable[[str], None]
 T = TypeVar("T")
@@ -39,6 +52,10 @@ PROBE_S = 2.0
 PROBE_S_MAX = 60.0
 CALIBRATION_CONCURRENCY = 16
 SETTLE_S = 0.2
+# An offline run that was over too soon is made again, with as many samples as its own rate says.
+OFFLINE_TRIES = 2
+# A warm-up in which latencies have only grown for so long need not go on.
+GROWTH_NS = 2_000_000_000
 
 
 @dataclass(slots=True)
@@ -48,6 +65,8 @@ class Result:
     reports: list[Report] = field(default_factory=list)
     search: Search | None = None
     stopped: str = ""
+    scenario: Outcome | None = None
+    loadgen: dict[str, Any] | None = None
 
     def headline(self) -> Report | None:
         """The report to show in full: the only one, or the confirmed one of a search."""
@@ -60,6 +79,8 @@ class Result:
         return {
             "search": self.search.to_json() if self.search else None,
             "stopped": self.stopped or None,
+            "scenario": self.scenario.to_json() if self.scenario else None,
+            "loadgen": self.loadgen,
             "reports": [report.to_json() for report in self.reports],
         }
 
@@ -70,9 +91,20 @@ class Result:
             return 130 if self.stopped == INTERRUPTED else EnvironmentProblem.exit_code
         if self.search is not None:
             return 0 if self.search.rate is not None else 1
+        if self.scenario is not None and not self.scenario.valid:
+            return 1
         if not any(report.ok for report in self.reports) or (asserted and Verdict.PASS not in codes):
             return 1
         return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """How the load is made: by which generators, and from which recorded arrival times."""
+
+    placement: Placement = field(default_factory=lambda: Placement((ANY,)))
+    recording: Times | None = None
+    reload: Reload | None = None
 
 
 def check(load: Load, rates: list[float]) -> None:
@@ -93,24 +125,31 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 class Session:
     """Measures one target; `progress` is told what is going on."""
 
-    def __init__(self, target: Target, load: Load, slo: Slo | None, progress: Progress) -> None:
+    def __init__(
+        self, target: Target, load: Load, slo: Slo | None, progress: Progress, means: Means | None = None
+    ) -> None:
         self.target = target
         self.load = load
         self.slo = slo
         self.result = Result()
         self._progress = progress
-        self._pool = Pool(target)
-        self._driver: Driver | None = None
+        self._means = means or Means()
+        self._engine: Engine
         self._phases = 0
-        self._interrupted = False
+        self._cold_ns: int | None = None
 
-    async def closed(self) -> Result:
-        """The closed loop."""
-        return await self._within(self._sweep([self.load]))
+    async def closed(self, concurrencies: list[int] | None = None) -> Result:
+        """The closed loop, with each number of connections in turn."""
+        widths = concurrencies or [self.load.concurrency]
+        return await self._within(self._sweep([replace(self.load, concurrency=n) for n in widths]))
 
     async def sweep(self, rates: list[float]) -> Result:
         """Each rate in turn; stops early only when the server is gone or somebody says so."""
         return await self._within(self._sweep([replace(self.load, rate=rate) for rate in rates]))
+
+    async def scenario(self, rules: Rules, *, loadgen: bool = False) -> Result:
+        """One of MLPerf's scenarios; with `loadgen`, once more by MLPerf's own LoadGen."""
+        return await self._within(self._scenario(rules, loadgen))
 
     async def search(self) -> Result:
         """The highest rate that meets the objectives."""
@@ -119,68 +158,147 @@ class Session:
     async def _within(self, work: Coroutine[Any, Any, None]) -> Result:
         """Do some work between the target's start and its end; Ctrl-C ends the work, not the report."""
         await self.target.start()
-        with suppress(NotImplementedError):
-            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self._interrupt)
         try:
-            await work
+            self._engine = self._make_engine()
+            with suppress(NotImplementedError):
+                asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self._interrupt)
+            try:
+                await self._start_cold()
+                await work
+            finally:
+                work.close()
+                await self._engine.close()
         finally:
-            self._pool.close()
             await self.target.close()
         return self.result
 
+    def _make_engine(self) -> Engine:
+        """This process, or several; the processor that is set apart for one is taken by this one."""
+        cpus = self._means.placement.generators
+        if len(cpus) > 1:
+            return Fleet(self.target.description(), self.target.versions, cpus)
+        if cpus[0]:
+            os.sched_setaffinity(0, cpus[0])
+        return Local(self.target)
+
     def _interrupt(self) -> None:
         asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)  # a second one ends it at once
-        self._interrupted = True
-        if self._driver is not None:
-            self._driver.stop(INTERRUPTED)
+        self._engine.stop(INTERRUPTED)
 
     async def _sweep(self, loads: list[Load]) -> None:
         for load in loads:
-            self._progress(f"{load}, after {load.warmup_s:g} s of warm-up")
+            warmup = f"at most {load.max_warmup_s:g}" if load.max_warmup_s else f"{load.warmup_s:g}"
+            self._progress(f"{load}, after {warmup} s of warm-up")
             report = await self._measure(load)
             self.result.reports.append(report)
-            if self.result.stopped:
+            if self.result.stopped or report.seen.phase.broken:
                 return
 
     # one measurement
 
-    async def _measure(self, load: Load) -> Report:
-        """Warm up, read counters, send, read counters."""
-        warmup = await self._phase(load, load.warmup_s) if load.warmup_s > 0 else None
-        if warmup is not None and warmup.stopped:
-            return self._report(load, warmup, Measurement(warmup))
+    async def _measure(self, load: Load, rules: Rules | None = None, known: Phase | None = None) -> Report:
+        """Warm up, read counters, send, read counters. `known` is an earlier run by the same rules."""
+        warmup, end = await self._warm_up(load)
+        if warmup is not None and (warmup.stopped or warmup.broken):
+            return self._report(load, warmup, Measurement(warmup, cold_ns=self._cold_ns))
         before, versions = await self.target.counters(), dict(self.target.versions)
-        cpu, wall = time.process_time(), time.perf_counter()
-        phase = await self._phase(load, load.duration_s)
-        cpu_share = (time.process_time() - cpu) / (time.perf_counter() - wall)
+        if rules is not None:
+            phase = await self._run(scenario_job(rules, load, known or warmup, self._seed()))
+        else:
+            phase = await self._swapping(load_job(load, load.duration_s, self._seed(), self._means.recording))
         after = None if phase.stopped else await self.target.counters()
-        answered = {
+        answers = {
             version.decode("latin-1"): count - versions.get(version, 0)
             for version, count in self.target.versions.items()
             if count > versions.get(version, 0)
         }
-        seen = Measurement(phase, warmup, server_view(before, after), answered, cpu_share)
+        view = server_view(before, after)
+        reload = self._means.reload
+        swaps = judged_swaps(reload, phase.recorder, phase.sightings) if reload is not None else None
+        seen = Measurement(phase, warmup, view, answers, phase.cpu_share, end, self._cold_ns, swaps)
         return self._report(load, phase, seen)
+
+    async def _start_cold(self) -> None:
+        """One request, alone: what the first user waits for."""
+        phase = await self._engine.run(Job(0.0, self.load.timeout_s, np.zeros(1, np.int64)), (0,))
+        if phase.recorder.ok() == 1:
+            self._cold_ns = int(phase.recorder.service_times()[0])
+
+    async def _warm_up(self, load: Load) -> tuple[Phase | None, str]:
+        """The warm-up, if there is one, and why it ended."""
+        if not load.max_warmup_s:
+            return (await self._phase(load, load.warmup_s), "") if load.warmup_s > 0 else (None, "")
+        ends: list[str] = []
+        watcher = asyncio.create_task(self._until_settled(load, ends))
+        try:
+            phase = await self._phase(load, load.max_warmup_s)
+        finally:
+            watcher.cancel()
+        return phase, ends[0] if ends else f"after {load.max_warmup_s:g} s, latencies not steady yet"
+
+    async def _until_settled(self, load: Load, ends: list[str]) -> None:
+        """End the warm-up when latencies are steady."""
+        window = window_s(load.rate)
+        while not ends:
+            await asyncio.sleep(window)
+            done, latency = answered(self._engine.records())
+            if settled(done, latency, int(window * 1e9)):
+                ends.append("latencies are steady")
+            elif len(done) and done[-1] - done[0] > GROWTH_NS and grows_throughout(latency):
+                ends.append("latencies only grow")
+        self._engine.finish()
 
     def _report(self, load: Load, phase: Phase, seen: Measurement) -> Report:
         if phase.stopped:
             self.result.stopped = phase.stopped
         return Report.of(self.target.describe(), load, seen, self.slo, shares_loop=self.target.shares_loop)
 
-    async def _phase(self, load: Load, duration_s: float) -> Phase:
-        """Send one phase's load; every phase of a rate draws its own schedule from the seed."""
+    async def _phase(self, load: Load, duration_s: float, recording: Times | None = None) -> Phase:
+        """Send one phase's load."""
+        return await self._run(load_job(load, duration_s, self._seed(), recording))
+
+    def _seed(self) -> tuple[int, int]:
+        """Every phase of a rate draws its own schedule."""
         self._phases += 1
-        if load.rate is None:
-            self._driver = ClosedLoop(self._pool, load.concurrency, duration_s, load.timeout_s)
-        else:
-            duration_s = max(duration_s, 1 / load.rate)
-            due = schedule(load.arrivals, load.rate, duration_s, (load.seed, self._phases))
-            self._driver = OpenLoop(self._pool, due, duration_s, load.timeout_s)
-        if self._interrupted:
-            self._driver.stop(INTERRUPTED)
+        return self.load.seed, self._phases
+
+    async def _run(self, job: Job) -> Phase:
         gc.collect()
         gc.freeze()
-        return await self._driver.run()
+        return await self._engine.run(job, (self.load.seed, self._phases))
+
+    async def _swapping(self, job: Job) -> Phase:
+        """Run a job, with swaps meanwhile where they are wanted."""
+        reload = self._means.reload
+        if reload is None:
+            return await self._run(job)
+        over = asyncio.Event()
+        task = asyncio.create_task(reload.keep_on(over))
+        try:
+            return await self._run(replace(job, watch=True))
+        finally:
+            over.set()
+            await task
+
+    async def _scenario(self, rules: Rules, loadgen: bool) -> None:
+        """Warm up, send as the scenario says, and judge by its rules."""
+        self._progress(f"{self.load}: {rules.text()}, after warm-up; a closed loop unless it has a rate")
+        report = await self._measure(self.load, rules)
+        outcome = judged(rules, report.seen.phase)
+        for _ in range(OFFLINE_TRIES):
+            if self.result.stopped or not outcome.too_short:
+                break
+            self._progress(f"  {outcome.seconds:.2f} s: too short, once more with more samples")
+            report = await self._measure(self.load, rules, report.seen.phase)
+            outcome = judged(rules, report.seen.phase)
+        self.result.reports.append(report)
+        self.result.scenario = outcome
+        if loadgen and not self.result.stopped:
+            from .loadgen import drive
+
+            self._progress("the same by MLPerf's LoadGen")
+            rate = self.load.rate or outcome.value
+            self.result.loadgen = await drive(self.target, rules, rate, self.load.concurrency)
 
     # the search
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from .quantiles import NEVER_NS, grows_throughout, nearest_rank
 from .recorder import Phase, Rates, Recorder, lag_p99, outcome_name
+from .reload import Swaps
 from .slo import Slo, misses
 
 ACHIEVED_MIN = 0.99
@@ -37,8 +38,13 @@ class Load:
     timeout_s: float = 10.0
     arrivals: str = "poisson"
     seed: int = 1
+    # Warm-up until latencies are steady, so many seconds at most; 0: `warmup_s`, whatever happens.
+    max_warmup_s: float = 0.0
+    scenario: str = ""
 
     def __str__(self) -> str:
+        if self.scenario:
+            return f"MLPerf {self.scenario}, {f'{self.rate:g}/s, ' if self.rate else ''}{self.duration_s:g} s"
         if self.rate is None:
             return f"closed loop, {self.concurrency} connections, {self.duration_s:g} s"
         return f"open loop, {self.arrivals}, {self.rate:g}/s for {self.duration_s:g} s"
@@ -60,6 +66,9 @@ class Measurement:
     server: Mapping[str, Any] | None = None
     versions: Mapping[str, int] = field(default_factory=dict)
     cpu_share: float = 0.0
+    warmup_end: str = ""
+    cold_ns: int | None = None
+    swaps: Swaps | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +98,8 @@ def judge(
     """The verdict on a measurement. `shares_loop`: client and server run on one event loop."""
     recorder = seen.phase.recorder
     total, ok = recorder.count, recorder.ok()
+    if seen.phase.broken:
+        return Verdict(Verdict.INVALID, seen.phase.broken)
     if seen.phase.stopped:
         return Verdict(Verdict.STOPPED, f"{seen.phase.stopped}, after {seen.phase.span_ns / 1e9:.1f} s")
     if total == 0:

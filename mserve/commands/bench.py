@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import UsageError
-from . import _output
+from . import _bench_load, _output
 from ._bench_targets import TargetOptions
 from ._options import with_options
 
@@ -22,7 +23,7 @@ SWEEP_MAX = 1000
 DURATION_S = 5.0
 
 
-@with_options(asked=TargetOptions)
+@with_options(asked=TargetOptions, options=_bench_load.LoadOptions)
 def command(
     target: Annotated[
         str,
@@ -38,18 +39,13 @@ def command(
             "the search for the highest rate that meets the objectives.",
         ),
     ] = None,
-    concurrency: Annotated[
-        int | None, typer.Option(help="Closed loop: so many connections (16 without --qps).", min=1, max=4096)
-    ] = None,
     duration: Annotated[
         float | None, typer.Option(help="Seconds to measure (5; probes: 2).", min=0.01, max=86_400)
     ] = None,
-    warmup: Annotated[float, typer.Option(help="Seconds before, not counted.", min=0, max=86_400)] = 1.0,
     slo: Annotated[
         list[str] | None,
         typer.Option(metavar="EXPR", help="p99=50ms, errors=0.1%: exit 1 if missed; repeatable."),
     ] = None,
-    arrivals: Annotated[str, typer.Option(help="Open loop: poisson or constant.")] = "poisson",
     seed: Annotated[int, typer.Option(help="Seed of the arrivals and of the requests.", min=0)] = 1,
     timeout: Annotated[
         float, typer.Option(help="Seconds to wait for answers after the last request.", min=0.01, max=86_400)
@@ -57,6 +53,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     *,
     asked: TargetOptions,
+    options: _bench_load.LoadOptions,
 ) -> None:
     """Measure latency and capacity, from the time when each request was due.
 
@@ -65,26 +62,22 @@ def command(
     from ..bench import environment, session
     from ..bench.opening import open_target
     from ..bench.slo import DEFAULT, parse
-    from ..bench.verdict import Load
 
     rates = parse_qps(qps)
     searching = qps == AUTO
     objectives = parse(slo or [DEFAULT]) if slo or searching else None
-    _check(qps, concurrency, objectives)
-    load = Load(
-        rate=rates[0] if rates else None,
-        concurrency=concurrency or 16,
-        duration_s=duration or (session.PROBE_S if searching else DURATION_S),
-        warmup_s=warmup,
-        timeout_s=timeout,
-        arrivals=arrivals,
-        seed=seed,
-    )
+    _check(qps, options, objectives)
+    default_s = session.PROBE_S if searching else _bench_load.SCENARIO_S if options.scenario else DURATION_S
+    load = options.load(rates, duration or default_s, searching=searching)
+    load = replace(load, timeout_s=timeout, seed=seed)
     session.check(load, rates)
+    plan = _bench_load.plan(
+        options, load, rates, objectives, in_process="://" not in target and not asked.spawn
+    )
     stamp = environment.stamp(sys.argv[1:])
     opened = open_target(target, asked.ask(seed))
-    work = session.Session(opened, load, objectives, _output.note)
-    result = session.run(work.search() if searching else work.sweep(rates) if rates else work.closed())
+    work = plan.session(opened, objectives)
+    result = session.run(plan.work(work, searching=searching))
     if as_json:
         _output.emit_json("bench", {"environment": stamp, **result.to_json()})
     else:
@@ -111,13 +104,14 @@ def parse_qps(text: str | None) -> list[float]:
     return [low + i * step for i in range(count)]
 
 
-def _check(qps: str | None, concurrency: int | None, slo: Slo | None) -> None:
-    if qps is not None and concurrency is not None:
+def _check(qps: str | None, options: _bench_load.LoadOptions, slo: Slo | None) -> None:
+    options.check(qps)
+    if qps is not None and options.concurrency is not None:
         raise UsageError(
             "--qps and --concurrency exclude each other",
             hint="--qps opens as many connections as its rate needs; --concurrency is the closed loop",
         )
-    if qps is None and slo is not None and slo.objectives:
+    if qps is None and options.replay is None and slo is not None and slo.objectives:
         raise UsageError(
             "a closed loop says nothing about a latency objective",
             found=str(slo),
@@ -135,6 +129,8 @@ def show(result: Result) -> None:
     report = result.headline()
     if report is not None:
         _show_report(report)
+    if result.scenario is not None:
+        _bench_load.show_scenario(result.scenario, result.loadgen)
     if result.search is not None:
         found = result.search.rate
         _output.line(f"highest rate: {found:g}/s" if found else "highest rate: none")
@@ -166,7 +162,7 @@ def _probe_row(report: Report) -> tuple[str, ...]:
     shown = {c.p: time(c.value_ns) for c, _ in report.percentiles()}
     batch = report.seen.server["mean_batch_rows"] if report.seen.server else None
     return (
-        f"{report.load.rate:g}/s" if report.load.rate else "closed",
+        f"{report.load.rate:g}/s" if report.load.rate else f"closed, {report.load.concurrency}",
         f"{report.rates.achieved:,.1f}/s",
         shown.get(0.5, "-"),
         shown.get(0.99, "-"),
