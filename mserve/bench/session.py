@@ -15,21 +15,22 @@ import gc
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from ..errors import EnvironmentProblem
 from .driver import ClosedLoop, Driver, OpenLoop, Pool
 from .recorder import INTERRUPTED, Phase, closed_rates
 from .report import Report
+from .result import Result
 from .schedule import check_schedule, schedule
-from .search import Probe, Search, find
+from .search import Probe, find
 from .server_view import server_view
-from .slo import Slo
+from .slo import FAIL, PASS, Slo, Tally
 from .targets import Target
-from .verdict import Load, Measurement, Verdict
+from .verdict import Load, Measurement, Verdict, total_of
 
 Progress = Callable[[str], None]
 T = TypeVar("T")
@@ -39,40 +40,8 @@ PROBE_S = 2.0
 PROBE_S_MAX = 60.0
 CALIBRATION_CONCURRENCY = 16
 SETTLE_S = 0.2
-
-
-@dataclass(slots=True)
-class Result:
-    """What a session found. `search` is set when it was one; its confirmed run is the last report."""
-
-    reports: list[Report] = field(default_factory=list)
-    search: Search | None = None
-    stopped: str = ""
-
-    def headline(self) -> Report | None:
-        """The report to show in full: the only one, or the confirmed one of a search."""
-        if self.search is not None:
-            return self.reports[-1] if self.search.rate is not None else None
-        return self.reports[0] if len(self.reports) == 1 else None
-
-    def to_json(self) -> dict[str, Any]:
-        """The result as `--json` prints it."""
-        return {
-            "search": self.search.to_json() if self.search else None,
-            "stopped": self.stopped or None,
-            "reports": [report.to_json() for report in self.reports],
-        }
-
-    def exit_code(self, *, asserted: bool) -> int:
-        """0, or 130: interrupted, 4: the server is gone, 1: nothing worked or nothing met the objectives."""
-        codes = {report.verdict.code for report in self.reports}
-        if self.stopped:
-            return 130 if self.stopped == INTERRUPTED else EnvironmentProblem.exit_code
-        if self.search is not None:
-            return 0 if self.search.rate is not None else 1
-        if not any(report.ok for report in self.reports) or (asserted and Verdict.PASS not in codes):
-            return 1
-        return 0
+# An inconclusive probe goes on for as long again, and then for twice as long; then it counts as failed.
+EXTENSIONS = (1.0, 2.0)
 
 
 def check(load: Load, rates: list[float]) -> None:
@@ -144,8 +113,8 @@ class Session:
 
     # one measurement
 
-    async def _measure(self, load: Load) -> Report:
-        """Warm up, read counters, send, read counters."""
+    async def _measure(self, load: Load, earlier: Sequence[Tally] = ()) -> Report:
+        """Warm up, read counters, send, read counters. `earlier`: what this measurement extends."""
         warmup = await self._phase(load, load.warmup_s) if load.warmup_s > 0 else None
         if warmup is not None and warmup.stopped:
             return self._report(load, warmup, Measurement(warmup))
@@ -160,12 +129,13 @@ class Session:
             if count > versions.get(version, 0)
         }
         seen = Measurement(phase, warmup, server_view(before, after), answered, cpu_share)
-        return self._report(load, phase, seen)
+        return self._report(load, phase, seen, earlier)
 
-    def _report(self, load: Load, phase: Phase, seen: Measurement) -> Report:
+    def _report(self, load: Load, phase: Phase, seen: Measurement, earlier: Sequence[Tally] = ()) -> Report:
         if phase.stopped:
             self.result.stopped = phase.stopped
-        return Report.of(self.target.describe(), load, seen, self.slo, shares_loop=self.target.shares_loop)
+        facts, shares = self.target.describe(), self.target.shares_loop
+        return Report.of(facts, load, seen, self.slo, shares_loop=shares, earlier=earlier)
 
     async def _phase(self, load: Load, duration_s: float) -> Phase:
         """Send one phase's load; every phase of a rate draws its own schedule from the seed."""
@@ -211,24 +181,35 @@ class Session:
             )
 
     async def _probe(self, rate: float) -> Probe:
-        """Measure one rate, for as long as the objectives need."""
+        """Measure one rate, for as long as the objectives need; longer while they are undecided."""
+        slo = self.slo
+        assert slo is not None
+        looks: list[Tally] = []
+        for part in (1.0, *EXTENSIONS):
+            report = await self._measure(self._probe_load(rate, part), looks)
+            self.result.reports.append(report)
+            self._progress(f"  {rate:g}/s: {report.verdict}")
+            if report.verdict.code != Verdict.INCONCLUSIVE:
+                break
+            looks.append(total_of(slo, report.seen.phase))
+        code, reason = report.verdict.code, str(report.verdict)
+        if code != PASS:
+            await asyncio.sleep(SETTLE_S)
+        if code == Verdict.INVALID:
+            reason += "; measure from a less busy machine: the limit is the client's, not the server's"
+        outcome = code if code in (PASS, Verdict.INCONCLUSIVE) else FAIL
+        return Probe(rate, outcome, reason, fatal=bool(self.result.stopped) or report.ok == 0)
+
+    def _probe_load(self, rate: float, part: float) -> Load:
         slo, base = self.slo, self.load
         assert slo is not None
         longest_s = max(PROBE_S_MAX, base.duration_s)
-        duration_s = min(longest_s, max(base.duration_s, 1.2 * slo.samples_needed() / rate))
-        limit_s = max((o.limit_ns for o in slo.objectives), default=0) / 1e9
-        load = replace(
+        duration_s = part * min(longest_s, max(base.duration_s, 1.2 * slo.samples_needed() / rate))
+        limit_s = (slo.limit_ns() or 0) / 1e9
+        return replace(
             base,
             rate=rate,
             duration_s=duration_s,
             warmup_s=min(base.warmup_s, 0.25 * duration_s),
             timeout_s=min(base.timeout_s, max(1.0, 4 * limit_s)),
         )
-        report = await self._measure(load)
-        self.result.reports.append(report)
-        self._progress(f"  {rate:g}/s: {report.verdict}")
-        passed = report.verdict.code == Verdict.PASS
-        if not passed:
-            await asyncio.sleep(SETTLE_S)
-        hopeless = bool(self.result.stopped) or report.ok == 0
-        return Probe(rate, passed, str(report.verdict), fatal=hopeless)

@@ -13,7 +13,7 @@ from . import _output
 
 if TYPE_CHECKING:
     from ..bench.report import Report
-    from ..bench.session import Result
+    from ..bench.result import Result
     from ..bench.slo import Slo
 
 AUTO = "auto"
