@@ -50,6 +50,7 @@ from .targets import Target
 Open = Callable[[], Target]
 Progress = Callable[[str], None]
 STOPPED = "stopped"
+METRICS = ("p50", "throughput", "cpu", "p99")
 
 _PART_S = (0.12, 5.0)
 _PART_REQUESTS = 25
@@ -64,7 +65,9 @@ class Options:
     """How to compare. `margin`: by which share B may cost more and still be OK.
 
     `rate` is the open loop's, by default a part of what both can take; `looks` are the
-    numbers of rounds after which to decide. `strict` makes INCONCLUSIVE an exit code of 1.
+    numbers of rounds after which to decide; `metrics` those that decide, of METRICS, by
+    default all. `strict` makes INCONCLUSIVE an exit code of 1. `aa` says that A and B are the
+    same, and goes on to the last look: for the noise of the machine.
     """
 
     margin: float = 0.05
@@ -75,12 +78,15 @@ class Options:
     arrivals: str = "poisson"
     seed: int = 1
     looks: tuple[int, ...] = (12, 24, 36)
+    metrics: tuple[str, ...] = ()
     strict: bool = False
     aa: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.margin < 10:
             raise UsageError("bad --margin", expected="a share such as 5%", found=f"{self.margin:g}")
+        if unknown := set(self.metrics) - set(METRICS):
+            raise UsageError("no such metric", expected=", ".join(METRICS), found=", ".join(sorted(unknown)))
 
 
 @dataclass(slots=True)
@@ -247,7 +253,8 @@ class _Comparing:
             for side in order:
                 await self._block(side, part_s, offered_s, (self.options.seed, number, half))
         for name, value in log_ratios(*self.sides).items():
-            self.result.rounds.setdefault(name, []).append(value)
+            if name in (self.options.metrics or METRICS):
+                self.result.rounds.setdefault(name, []).append(value)
 
     async def _block(self, side: _Side, part_s: float, offered_s: float, seed: tuple[int, ...]) -> None:
         cpu, answered = time.process_time(), 0
