@@ -144,7 +144,9 @@ def test_urls_are_read(url: str, host: str, port: int, model: str, rest: str) ->
 
 def test_closed_loop_of_a_server(server: Running) -> None:
     document = bench_json(server.url, *QUICK, "--concurrency", 4)
-    assert set(document) == {"schema", "kind", "environment", "search", "stopped", "reports"}
+    assert set(document) == {
+        *("schema", "kind", "environment", "search", "stopped", "reports", "notes", "assertions"),
+    }
     assert document["kind"] == "bench"
     assert document["search"] is None
     environment = document["environment"]
@@ -153,7 +155,7 @@ def test_closed_loop_of_a_server(server: Running) -> None:
     [report] = document["reports"]
     assert set(report) == {
         *("target", "load", "slo", "verdict", "requests", "rates", "latency", "uncorrected"),
-        *("client", "little", "server", "versions", "warmup", "notes"),
+        *("client", "little", "server", "busy", "versions", "warmup", "windows", "notes"),
     }
     assert report["load"]["loop"] == "closed"
     assert report["load"]["concurrency"] == 4

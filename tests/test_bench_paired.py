@@ -22,7 +22,7 @@ from mserve.bench.paired import (
     level_of_look,
     noise_floor,
     signed_rank,
-    two_samples,
+    unpaired,
     verdict,
 )
 
@@ -154,8 +154,10 @@ def test_the_noise_floor_grows_with_the_noise() -> None:
     assert false_positives(simulated(rng, 0.0), 0.0) <= 0.1
 
 
-def test_samples_that_were_not_measured_in_turn() -> None:
+@pytest.mark.parametrize(("shift", "outcome"), [(0.1, REGRESSION), (0.0, OK), (0.05, INCONCLUSIVE)])
+def test_samples_that_were_not_measured_in_turn(shift: float, outcome: str) -> None:
     rng = np.random.default_rng(9)
-    shift, low, high = two_samples(rng.normal(0, 0.02, 12), rng.normal(0.1, 0.02, 12))
-    assert low < shift < high
-    assert shift == pytest.approx(0.1, abs=0.03)
+    found = unpaired("p50", rng.normal(0, 0.02, 20), math.log1p(shift) + rng.normal(0, 0.02, 20), 0.05)
+    assert found.outcome == outcome
+    assert found.low < found.ratio < found.high
+    assert found.ratio == pytest.approx(1 + shift, abs=0.03)

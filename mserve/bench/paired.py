@@ -142,17 +142,22 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def two_samples(a: Floats, b: Floats) -> tuple[float, float, float]:
-    """The shift of `b` against `a` where they were not measured in turn, with its 95 % interval.
+def unpaired(name: str, a: Sequence[float], b: Sequence[float], margin: float) -> Metric:
+    """A metric of which `b` was not measured in turn with `a`: log costs of parts of two runs.
 
     The median of all differences, and its bootstrap over both samples.
     """
-    rng = np.random.default_rng(len(a) + len(b))
-    first = a[rng.integers(0, len(a), (RESAMPLES, len(a)))]
-    second = b[rng.integers(0, len(b), (RESAMPLES, len(b)))]
-    shifts = np.median((second[:, :, None] - first[:, None, :]).reshape(RESAMPLES, -1), axis=1)
-    low, high = np.percentile(shifts, [2.5, 97.5])
-    return float(np.median(b[:, None] - a[None, :])), float(low), float(high)
+    first, second = np.asarray(a, float), np.asarray(b, float)
+    rng = np.random.default_rng(len(first) + len(second))
+    drawn_a = first[rng.integers(0, len(first), (RESAMPLES, len(first)))]
+    drawn_b = second[rng.integers(0, len(second), (RESAMPLES, len(second)))]
+    shifts = np.median((drawn_b[:, :, None] - drawn_a[:, None, :]).reshape(RESAMPLES, -1), axis=1)
+    low, high = np.exp(np.percentile(shifts, [2.5, 97.5]))
+    limit = math.log1p(margin)
+    p_worse, p_within = float((shifts <= limit).mean()), float((shifts >= limit).mean())
+    outcome = REGRESSION if p_worse <= LEVEL / 2 else OK if p_within <= LEVEL / 2 else INCONCLUSIVE
+    ratio = math.exp(float(np.median(second[:, None] - first[None, :])))
+    return Metric(name, ratio, float(low), float(high), p_worse, p_within, outcome)
 
 
 def noise_floor(metric: Metric) -> float:

@@ -8,14 +8,26 @@ from typing import Any
 
 import numpy as np
 
-from .quantiles import NEVER_NS, Ints, Percentile, percentile_of_series
-from .recorder import INTERRUPTED, Phase, Rates, closed_rates, lag_p99, open_rates, outcome_name
+from .quantiles import NEVER_NS, Ints, Percentile, nearest_rank, percentile_of_series
+from .recorder import (
+    INTERRUPTED,
+    OK,
+    Phase,
+    Rates,
+    Recorder,
+    closed_rates,
+    lag_p99,
+    open_rates,
+    outcome_name,
+)
 from .slo import Slo, Tally
 from .verdict import CLOSED_LABEL, Load, Measurement, Verdict, judge, late_client, show
 
 PERCENTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
 CPU_SHARE_MAX = 0.9
 LITTLE_MAX = 0.05
+WINDOWS = 20
+WINDOW_SAMPLES_MIN = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +86,21 @@ class Report:
         """Each percentile of the latency and of the service time; none when they mean nothing."""
         return list(zip(*self.distributions, strict=True)) if self.quotable() else []
 
+    def busy(self) -> float | None:
+        """How many runs of the model were under way on average; above 1 with several workers."""
+        server = self.seen.server or {}
+        if not server.get("batches") or "mean_run_ms" not in server:
+            return None
+        return float(server["batches"] * server["mean_run_ms"] * 1e6 / max(1, self.seen.phase.span_ns))
+
+    def percentile(self, p: float) -> Percentile:
+        """Any percentile of the latency, refused where the sample does not carry it."""
+        return percentile_of_series(self.seen.phase.recorder.latencies(), self.latencies, p)
+
+    def mean_ms(self) -> float | None:
+        """The mean latency; None where a request was never answered."""
+        return _mean_ms(self.latencies)
+
     def errors(self) -> list[dict[str, Any]]:
         """Failures by class, with the first message of each."""
         counts = self.seen.phase.recorder.errors()
@@ -114,8 +141,10 @@ class Report:
             },
             "little": {"in_flight": self._in_flight(), "rate_times_time": self._rate_times_time()},
             "server": dict(self.seen.server) if self.seen.server else None,
+            "busy": self.busy(),
             "versions": dict(self.seen.versions),
             "warmup": _warmup_json(self.seen.warmup),
+            "windows": self.windows(),
             "notes": self.notes(),
         }
 
@@ -127,13 +156,19 @@ class Report:
         good = int(np.searchsorted(self.latencies, limit, side="right"))
         return self.rates.ok * good / max(1, self.ok)
 
+    def windows(self) -> list[dict[str, float]] | None:
+        """Statistics of consecutive parts of the run, for a later comparison; None where nothing is quoted.
+
+        `p50_ms` and `p99_ms` of each part, and `seconds` for each answer, which is the rate's inverse.
+        """
+        return _windows(self.seen.phase.recorder) if self.quotable() else None
+
     def _distribution(self, ascending: Ints, quoted: list[Percentile]) -> dict[str, Any] | None:
         if not self.quotable():
             return None
-        answered = ascending[ascending != NEVER_NS]
         return {
             "samples": len(ascending),
-            "mean_ms": float(answered.mean()) / 1e6 if len(answered) == len(ascending) else None,
+            "mean_ms": _mean_ms(ascending),
             "max_ms": milliseconds(int(ascending[-1])),
             "percentiles": [_percentile_json(p) for p in quoted],
         }
@@ -143,6 +178,31 @@ class Report:
 
     def _rate_times_time(self) -> float:
         return self.seen.phase.recorder.in_flight_ns() / max(1, self.seen.phase.span_ns)
+
+
+def _windows(recorder: Recorder) -> list[dict[str, float]]:
+    order = np.argsort(recorder.done[: recorder.count], kind="stable")
+    good = order[recorder.outcome[: recorder.count][order] == OK]
+    if len(good) < WINDOWS * WINDOW_SAMPLES_MIN:
+        return []
+    found = []
+    for part in np.array_split(good, WINDOWS):
+        latencies = np.sort(recorder.done[part] - recorder.intended[part])
+        span_ns = int(recorder.done[part[-1]] - recorder.done[part[0]])
+        found.append(
+            {
+                "p50_ms": nearest_rank(latencies, 0.5) / 1e6,
+                "p99_ms": nearest_rank(latencies, 0.99) / 1e6,
+                "seconds": max(1, span_ns) / 1e9 / max(1, len(part) - 1),
+            }
+        )
+    return found
+
+
+def _mean_ms(ascending: Ints) -> float | None:
+    if not len(ascending) or ascending[-1] == NEVER_NS:
+        return None
+    return float(ascending.mean()) / 1e6
 
 
 def _quoted(series: Ints, ascending: Ints) -> list[Percentile]:

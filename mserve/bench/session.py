@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from ..errors import EnvironmentProblem
 from .driver import ClosedLoop, Driver, OpenLoop, Pool
-from .recorder import INTERRUPTED, Phase, closed_rates
+from .recorder import INTERRUPTED, Phase, Recorder, closed_rates
 from .report import Report
 from .result import Result
 from .schedule import check_schedule, schedule
@@ -72,6 +72,10 @@ class Session:
         self._driver: Driver | None = None
         self._phases = 0
         self._interrupted = False
+
+    def records(self) -> list[Recorder]:
+        """What the running phase has recorded so far, for whoever watches."""
+        return [self._driver.recorder] if self._driver else []
 
     async def closed(self) -> Result:
         """The closed loop."""
