@@ -33,7 +33,7 @@ def export(layers: int, directory: Path) -> Path:
     return mserve.export(file, directory / f"bundle-{layers}", golden=1).path
 
 
-def compared(a: Path, b: Path, seed: int, looks: tuple[int, ...] = (12, 24, 36)) -> Comparison:
+def compared(a: Path, b: Path, seed: int, looks: tuple[int, ...] = (12, 24, 48)) -> Comparison:
     """One comparison of two bundles in process."""
     options = Options(seed=seed, looks=looks)
     return compare(lambda: open_target(str(a), Ask()), lambda: open_target(str(b), Ask()), options)
@@ -43,11 +43,11 @@ def slower_by(share: float, directory: Path, plain: Path) -> Path:
     """A bundle whose single requests take longer by a share, end to end."""
     extra = LAYERS // 2
     found = compared(plain, export(LAYERS + extra, directory), 1000, (16,))
-    each = (next(m.ratio for m in found.metrics if m.name == "p50") - 1) / extra
+    each = (next(m.ratio for m in found.metrics if m.name == "p10") - 1) / extra
     layers = LAYERS + max(1, round(share / each))
     path = export(layers, directory)
     ratios = [
-        next(m.ratio for m in compared(plain, path, 2000 + i, (16,)).metrics if m.name == "p50")
+        next(m.ratio for m in compared(plain, path, 2000 + i, (16,)).metrics if m.name == "p10")
         for i in range(3)
     ]
     print(

@@ -61,7 +61,9 @@ def read(path: Path) -> Baseline:
 
 
 def _log(value: float) -> float:
-    return math.log(float(value))
+    if not math.isfinite(value):
+        raise ValueError(f"not a cost: {value}")
+    return math.log(value)
 
 
 def _load(stored: Mapping[str, Any]) -> Load:

@@ -29,7 +29,7 @@ AgainstDevice = Annotated[str, typer.Option(help="Where B runs, if it is a bundl
 Margin = Annotated[str, typer.Option(help="By how much the other may be slower and still be OK.")]
 Metrics = Annotated[
     list[str] | None,
-    typer.Option("--metric", help="What decides: p50, p99, throughput, cpu (all); repeatable."),
+    typer.Option("--metric", help="What decides: p10, p50, p99, throughput, cpu (all); repeatable."),
 ]
 AA = Annotated[bool, typer.Option("--aa", help="Compare the target with itself: this machine's noise.")]
 Force = Annotated[bool, typer.Option("--force", help="Use a baseline from another environment.")]
