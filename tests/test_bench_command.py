@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import builders
+import jsonschema
 import numpy as np
 import pytest
 from bench_tools import bench_json, canned, eventually, refused, run_bench, running_bench
@@ -443,3 +444,58 @@ def test_a_client_that_was_held_up_says_that_the_run_is_invalid(server: Running)
     assert process.returncode == 0
     assert "verdict: INVALID: the client itself was late" in out
     assert "p99\t" not in out
+
+
+# what a run leaves behind, and what it demands
+
+
+def test_a_run_leaves_its_files(bundle: Path, tmp_path: Path, root: Path) -> None:
+    places = {name: tmp_path / f"run.{name}" for name in ("report", "csv", "hdr", "junit")}
+    options = [x for name, path in places.items() for x in (f"--{name}", path)]
+    demands = ("--assert", "p50<10s", "--assert", "qps>20")
+    document = bench_json(bundle, "--qps", 100, "--slo", "p50=10s", *QUICK, *options, *demands)
+    schema = json.loads((root / "tests" / "golden" / "bench.schema.json").read_text())
+    jsonschema.validate(document, schema)
+    assert [a["holds"] for a in document["assertions"]] == [True, True]
+    assert document["environment"]["seed"] == 1
+    assert document["environment"]["network"] == "in process"
+    assert document["environment"]["interference"]["seconds"] > 0
+    assert places["report"].read_text().startswith("<!doctype html>")
+    assert len(places["csv"].read_text().splitlines()) == document["reports"][0]["requests"]["total"] + 1
+    assert "Tag=corrected" in places["hdr"].read_text()
+    assert "<testsuite" in places["junit"].read_text()
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_an_assertion_that_does_not_hold_is_exit_1(bundle: Path) -> None:
+    done = run_bench(bundle, "--qps", 100, *QUICK, "--assert", "qps>1000000", "--assert", "p99.9<1s")
+    assert done.returncode == 1
+    assert "mserve: qps>1000000: does not hold: " in done.stderr
+    assert "mserve: p99.9<1s: does not hold: needs 10000 samples" in done.stderr
+    assert "verdict: measured" in done.stdout
+
+
+def test_a_result_that_proves_nothing_is_a_warning_and_strictly_a_failure(bundle: Path) -> None:
+    few = ("--qps", 50, "--duration", 2, "--warmup", 0.1, "--slo", "p99.9=10s")
+    lenient, strict = run_bench(bundle, *few), run_bench(bundle, *few, "--strict")
+    assert (lenient.returncode, strict.returncode) == (0, 1)
+    assert "verdict: INCONCLUSIVE" in lenient.stdout
+    assert "warning: INCONCLUSIVE" in lenient.stderr
+
+
+@pytest.mark.parametrize("place", ["missing/r.html", "."])
+def test_a_file_that_cannot_be_written_is_refused_before_the_run(
+    place: str, bundle: Path, tmp_path: Path
+) -> None:
+    done = refused(bundle, "--report", tmp_path / place)
+    assert done.returncode == 4
+    assert done.stdout == ""
+    assert "loop" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_objective_that_nothing_can_meet(bundle: Path) -> None:
+    done = run_bench(bundle, "--qps", "--slo", "p99=1us", "--warmup", 0.2)
+    assert done.returncode == 1
+    assert "highest rate: none" in done.stdout
+    assert "the fastest of" in done.stdout

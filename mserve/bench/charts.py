@@ -13,8 +13,8 @@ from .report import Report
 from .svg import Axis, Chart, linear, logarithmic, nines
 
 _POINTS = 400
-_WINDOWS = 120
-_WINDOW_SAMPLES = 20
+_WINDOWS = (10, 120)
+_WINDOW_SAMPLES = 100
 _CURVES = ((0.5, "first", "p50"), (0.95, "second", "p95"), (0.99, "third", "p99"))
 
 
@@ -59,13 +59,13 @@ def course(report: Report, swaps: Sequence[tuple[float, float, str]] = ()) -> st
     recorder = report.seen.phase.recorder
     used = recorder.outcome[: recorder.count] == OK
     due = recorder.intended[: recorder.count][used]
-    if len(due) < 2 * _WINDOW_SAMPLES:
+    if len(due) < 2 * _WINDOWS[0]:
         return ""
     answered = (recorder.done - recorder.intended)[: recorder.count][used] / 1e6
     seconds = (due - recorder.intended[: recorder.count].min()) / 1e9
     order = np.argsort(seconds, kind="stable")
     seconds, answered = seconds[order], answered[order]
-    windows = min(_WINDOWS, len(seconds) // _WINDOW_SAMPLES)
+    windows = max(_WINDOWS[0], min(_WINDOWS[1], len(seconds) // _WINDOW_SAMPLES))
     parts = [np.sort(part) for part in np.array_split(answered, windows)]
     middles = [float(np.median(part)) for part in np.array_split(seconds, windows)]
     chart = Chart(

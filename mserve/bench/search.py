@@ -83,9 +83,11 @@ class Search:
 Measure = Callable[[float], Awaitable[Probe]]
 
 
-async def find(measure: Measure, start: float, cap: float, tolerance: float = TOLERANCE) -> Search:
-    """Search around `start` up to `cap` requests per second, to a relative `tolerance`."""
-    seeker = _Seeker(measure, cap, tolerance)
+async def find(
+    measure: Measure, start: float, cap: float, floor: float = RATE_MIN, tolerance: float = TOLERANCE
+) -> Search:
+    """Search around `start` between `floor` and `cap` requests per second, to a relative `tolerance`."""
+    seeker = _Seeker(measure, cap, max(RATE_MIN, round_rate(min(floor, start))), tolerance)
     low, high = await seeker.sweep(start)
     low, high = await seeker.bracket(low, high)
     low = await seeker.bisect(low, high)
@@ -99,6 +101,7 @@ async def find(measure: Measure, start: float, cap: float, tolerance: float = TO
 class _Seeker:
     measure: Measure
     cap: float
+    floor: float
     tolerance: float
     search: Search = field(default_factory=Search)
 
@@ -107,7 +110,7 @@ class _Seeker:
 
         Stops after two failures in a row above a pass: higher rates are only more overload.
         """
-        rates = sorted({round_rate(min(self.cap, max(RATE_MIN, start * part))) for part in SWEEP})
+        rates = sorted({round_rate(min(self.cap, max(self.floor, start * part))) for part in SWEEP})
         outcomes: dict[float, bool] = {}
         for rate in rates:
             outcomes[rate] = await self._try(rate, "sweep")
@@ -120,8 +123,8 @@ class _Seeker:
 
     async def bracket(self, low: float | None, high: float | None) -> tuple[float | None, float | None]:
         """A rate that passes and a higher one that fails, where they exist."""
-        while low is None and high is not None and high > RATE_MIN and self.alive():
-            lower = max(RATE_MIN, round_rate(high / 2))
+        while low is None and high is not None and high > self.floor and self.alive():
+            lower = max(self.floor, round_rate(high / 4))  # slow rates take long: few of them
             if await self._try(lower, "bracket"):
                 low = lower
             else:
@@ -152,7 +155,7 @@ class _Seeker:
     async def settle(self, rate: float) -> None:
         """Confirm a rate, from below where it does not hold, from above where more does."""
         step, climbs = self.tolerance, 0
-        while self.alive() and rate >= RATE_MIN:
+        while self.alive() and rate >= self.floor:
             if await self._holds(rate):
                 self.search.rate = rate
                 higher = round_rate(rate * ABOVE)

@@ -26,11 +26,11 @@ from .recorder import INTERRUPTED, Phase, Recorder, closed_rates
 from .report import Report
 from .result import Result
 from .schedule import check_schedule, schedule
-from .search import Probe, find
+from .search import Probe, Search, find
 from .server_view import server_view
-from .slo import FAIL, PASS, Slo, Tally
+from .slo import FAIL, INCONCLUSIVE, PASS, Slo, Tally
 from .targets import Target
-from .verdict import Load, Measurement, Verdict, total_of
+from .verdict import Load, Measurement, Verdict, show, total_of
 
 Progress = Callable[[str], None]
 T = TypeVar("T")
@@ -171,7 +171,16 @@ class Session:
             return
         self._progress(f"  closed loop, {CALIBRATION_CONCURRENCY} connections: {capacity:,.0f}/s")
         self._check_carried(capacity, slo)
-        self.result.search = await find(self._probe, capacity / 2, SEARCH_RATE_MAX)
+        fastest = int(phase.recorder.latencies().min())
+        if any(o.limit_ns < fastest for o in slo.objectives):
+            count = phase.recorder.ok()
+            limit = (
+                f"{capacity:,.0f}/s in a closed loop: the fastest of {count:,} answers took {show(fastest)}"
+            )
+            self.result.search = Search(limit=limit)
+            return
+        floor = slo.samples_needed() / max(PROBE_S_MAX, self.load.duration_s)
+        self.result.search = await find(self._probe, capacity / 2, SEARCH_RATE_MAX, floor)
 
     def _check_carried(self, capacity: float, slo: Slo) -> None:
         """Refuse objectives that probes of a bearable length cannot decide."""
@@ -201,7 +210,9 @@ class Session:
             await asyncio.sleep(SETTLE_S)
         if code == Verdict.INVALID:
             reason += "; measure from a less busy machine: the limit is the client's, not the server's"
-        outcome = code if code in (PASS, Verdict.INCONCLUSIVE) else FAIL
+        outcome = {PASS: PASS, Verdict.INCONCLUSIVE: INCONCLUSIVE, Verdict.INVALID: INCONCLUSIVE}.get(
+            code, FAIL
+        )
         return Probe(rate, outcome, reason, fatal=bool(self.result.stopped) or report.ok == 0)
 
     def _probe_load(self, rate: float, part: float) -> Load:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,7 +78,12 @@ def finish(
     from ..bench.environment import disturbances
 
     judged = [result.headline()] if result.search is not None else list(result.reports)
-    outcomes = [o for report in judged if report is not None for o in check(wanted.assertions, report)]
+    outcomes = [
+        replace(o, text=f"{o.text} at {r.load.rate:g}/s") if len(judged) > 1 and r.load.rate else o
+        for r in judged
+        if r is not None
+        for o in check(wanted.assertions, r)
+    ]
     notes = [*result.warnings(), *disturbances(stamp.get("interference") or {})]
     if wanted.as_json:
         document = {"environment": dict(stamp), **result.to_json(), "notes": notes}
