@@ -30,6 +30,7 @@ from mserve.bench.against import Comparison, Options, check_margin, compare, fai
 from mserve.bench.paired import INCONCLUSIVE, OK, REGRESSION, judge
 from mserve.bench.report import Report
 from mserve.bench.verdict import Load, Measurement
+from mserve.commands._bench_against import looks
 from mserve.errors import FindingError, InputError, UsageError
 
 QUICK = Options(
@@ -242,7 +243,9 @@ def slow_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_much_slower_bundle_fails_the_command(bundle: Path, slow_bundle: Path, root: Path) -> None:
-    done = run_bench(bundle, "--against", slow_bundle, "--warmup", 0.2, "--metric", "p10", "--json")
+    done = run_bench(
+        bundle, "--against", slow_bundle, "--warmup", 0.2, "--metric", "p10", "--rounds", 6, "--json"
+    )
     assert done.returncode == 1, done.stderr
     document = json.loads(done.stdout)
     schema = json.loads((root / "tests" / "golden" / "bench-comparison.schema.json").read_text())
@@ -272,6 +275,13 @@ def test_ctrl_c_ends_a_comparison_with_what_there_is(bundle: Path) -> None:
         out, err = process.communicate(timeout=30)
     assert process.returncode == 130, err
     assert out.startswith("A: ")
+
+
+@pytest.mark.parametrize(
+    ("rounds", "expected"), [(48, (12, 24, 48)), (6, (6,)), (7, (7,)), (12, (6, 12)), (24, (6, 12, 24))]
+)
+def test_when_to_look(rounds: int, expected: tuple[int, ...]) -> None:
+    assert looks(rounds) == expected
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ import builders
 import jsonschema
 import numpy as np
 import pytest
-from bench_tools import bench_json, canned, eventually, refused, run_bench, running_bench
+from bench_tools import bench_json, canned, command, eventually, refused, run_bench, running_bench
 from server_tools import Running, serving
 
 import mserve
@@ -499,3 +501,28 @@ def test_an_objective_that_nothing_can_meet(bundle: Path) -> None:
     assert done.returncode == 1
     assert "highest rate: none" in done.stdout
     assert "the fastest of" in done.stdout
+
+
+def test_a_terminal_shows_what_happens_while_it_runs(bundle: Path) -> None:
+    """Numbers of the last seconds on stderr, when that is a terminal; the result stays on stdout."""
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        command(bundle, "--qps", 100, "--warmup", 0.2, "--duration", 1.5),
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        text=True,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+    )
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # a terminal whose other end is closed is an error on Linux
+        while part := os.read(ours, 65536):
+            shown += part
+    os.close(ours)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert "open loop" in shown.decode()
+    assert re.search(r"/s, p50 .* p99 .* answered, 0 failed", shown.decode())
+    assert "answered, 0 failed" not in out
+    assert "verdict: " in out

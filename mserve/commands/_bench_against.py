@@ -31,9 +31,12 @@ Metrics = Annotated[
     list[str] | None,
     typer.Option("--metric", help="What decides: p10, p50, p99, throughput, cpu (all); repeatable."),
 ]
+Rounds = Annotated[int, typer.Option(help="Rounds of a comparison, at most.", min=6, max=10_000)]
 AA = Annotated[bool, typer.Option("--aa", help="Compare the target with itself: this machine's noise.")]
 Force = Annotated[bool, typer.Option("--force", help="Use a baseline from another environment.")]
 MARGIN = "5%"
+ROUNDS = 48
+ROUNDS_MIN = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,7 @@ class Asked:
     device: str = ""
     margin: str = MARGIN
     metrics: tuple[str, ...] = ()
+    rounds: int = ROUNDS
     aa: bool = False
     force: bool = False
 
@@ -70,10 +74,16 @@ class Asked:
             timeout_s=load.timeout_s,
             arrivals=load.arrivals,
             seed=load.seed,
+            looks=looks(self.rounds),
             metrics=self.metrics,
             strict=strict,
             aa=self.aa,
         )
+
+
+def looks(rounds: int) -> tuple[int, ...]:
+    """After how many rounds to decide: a quarter, a half, all; with fewer than six nothing can be proven."""
+    return tuple(sorted({n for n in (rounds // 4, rounds // 2, rounds) if n >= ROUNDS_MIN}))
 
 
 def compare(open_a: Callable[[], Target], open_b: Callable[[], Target], options: Options) -> Comparison:

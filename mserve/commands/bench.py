@@ -56,6 +56,7 @@ def command(
     against_device: _bench_against.AgainstDevice = "",
     margin: _bench_against.Margin = _bench_against.MARGIN,
     metric: _bench_against.Metrics = None,
+    rounds: _bench_against.Rounds = _bench_against.ROUNDS,
     aa: _bench_against.AA = False,
     force: _bench_against.Force = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -88,7 +89,7 @@ def command(
     plan = Plan(target, Ask(model, signature, rows or 1, inputs, device), load, rates, objectives, searching)
     demands = assertions.parse(asserts or [])
     wanted = _bench_report.Wanted(as_json, strict, demands, report, csv, hdr, junit)
-    asked = _bench_against.Asked(against, against_device, margin, tuple(metric or ()), aa, force)
+    asked = _bench_against.Asked(against, against_device, margin, tuple(metric or ()), rounds, aa, force)
     with wanted.files() as files:
         run = _compare(plan, asked, wanted) if asked.wanted() else _measure(plan, wanted, files)
     raise typer.Exit(run)
