@@ -26,7 +26,7 @@ from .recorder import INTERRUPTED, Phase, Recorder, closed_rates
 from .report import Report
 from .result import Result
 from .schedule import check_schedule, schedule
-from .search import Probe, Search, find
+from .search import SWEEP, Probe, Search, find
 from .server_view import server_view
 from .slo import FAIL, INCONCLUSIVE, PASS, Slo, Tally
 from .targets import Target
@@ -213,7 +213,10 @@ class Session:
         outcome = {PASS: PASS, Verdict.INCONCLUSIVE: INCONCLUSIVE, Verdict.INVALID: INCONCLUSIVE}.get(
             code, FAIL
         )
-        return Probe(rate, outcome, reason, fatal=bool(self.result.stopped) or report.ok == 0)
+        codes = [r.verdict.code for r in self.result.reports]
+        # A machine on which the client is late at every rate of the sweep will not get better.
+        hopeless = report.ok == 0 or (len(codes) >= len(SWEEP) and set(codes) == {Verdict.INVALID})
+        return Probe(rate, outcome, reason, fatal=bool(self.result.stopped) or hopeless)
 
     def _probe_load(self, rate: float, part: float) -> Load:
         slo, base = self.slo, self.load
