@@ -214,12 +214,12 @@ def bench_json(*arguments: object) -> dict[str, Any]:
 
 
 @contextmanager
-def running_bench(*arguments: object) -> Iterator[subprocess.Popen[str]]:
+def running_bench(*arguments: object, first_line: str = "loop") -> Iterator[subprocess.Popen[str]]:
     """The command, once it has said on stderr that it measures; killed at the end by its process id."""
     process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
-        assert "loop" in process.stderr.readline()
+        assert first_line in process.stderr.readline()
         yield process
     finally:
         if process.poll() is None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -14,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import builders
+import jsonschema
 import numpy as np
 import pytest
-from bench_tools import bench_json, canned, eventually, refused, run_bench, running_bench
+from bench_tools import bench_json, canned, command, eventually, refused, run_bench, running_bench
 from server_tools import Running, serving
 
 import mserve
@@ -170,7 +173,8 @@ def test_urls_are_read(url: str, host: str, port: int, model: str, rest: str) ->
 def test_closed_loop_of_a_server(server: Running) -> None:
     document = bench_json(server.url, *QUICK, "--concurrency", 4)
     assert set(document) == {
-        *("schema", "kind", "environment", "search", "stopped", "scenario", "loadgen", "reports"),
+        *("schema", "kind", "environment", "search", "stopped", "scenario", "loadgen", "reports", "notes"),
+        "assertions",
     }
     assert document["kind"] == "bench"
     assert document["search"] is None
@@ -180,7 +184,8 @@ def test_closed_loop_of_a_server(server: Running) -> None:
     [report] = document["reports"]
     assert set(report) == {
         *("target", "load", "slo", "verdict", "requests", "rates", "latency", "uncorrected"),
-        *("client", "little", "server", "versions", "warmup", "cold_start_ms", "swaps", "notes"),
+        *("client", "little", "server", "busy", "versions", "warmup", "windows", "cold_start_ms", "swaps"),
+        "notes",
     }
     assert report["load"]["loop"] == "closed"
     assert report["load"]["concurrency"] == 4
@@ -213,11 +218,9 @@ def test_search_on_a_server(server: Running) -> None:
     search = document["search"]
     assert search["rate"] > 1
     assert [p["rate"] for p in search["probes"]] == [r["load"]["rate"] for r in document["reports"]]
-    assert search["probes"][-1] == {
-        "rate": search["rate"],
-        "passed": True,
-        "reason": "pass: p50=2s, errors=0",
-    }
+    confirmed = [p for p in search["probes"] if p["rate"] == search["rate"] and p["step"] == "confirm"]
+    assert [p["outcome"] for p in confirmed] == ["pass"] * 3
+    assert confirmed[0]["reason"] == "pass: p50=2s, errors=0"
 
 
 def test_a_bundle_in_process(bundle: Path) -> None:
@@ -229,7 +232,7 @@ def test_a_bundle_in_process(bundle: Path) -> None:
     assert report["server"]["requests"] == report["requests"]["total"]
     assert report["server"]["mean_batch_rows"] >= 3.0
     assert report["rates"]["rows"] == pytest.approx(3 * report["rates"]["ok"])
-    assert report["verdict"]["code"] in ("pass", "unstable", "undecided")
+    assert report["verdict"]["code"] in ("pass", "unstable", "inconclusive")
 
 
 def test_the_closed_loop_and_the_search_in_process(bundle: Path) -> None:
@@ -503,3 +506,83 @@ def test_a_client_that_was_held_up_says_that_the_run_is_invalid(server: Running)
     assert process.returncode == 0
     assert "verdict: INVALID: the client itself was late" in out
     assert "p99\t" not in out
+
+
+# what a run leaves behind, and what it demands
+
+
+def test_a_run_leaves_its_files(bundle: Path, tmp_path: Path, root: Path) -> None:
+    places = {name: tmp_path / f"run.{name}" for name in ("report", "csv", "hdr", "junit")}
+    options = [x for name, path in places.items() for x in (f"--{name}", path)]
+    demands = ("--assert", "p50<10s", "--assert", "qps>20")
+    document = bench_json(bundle, "--qps", 100, "--slo", "p50=10s", *QUICK, *options, *demands)
+    schema = json.loads((root / "tests" / "golden" / "bench.schema.json").read_text())
+    jsonschema.validate(document, schema)
+    assert [a["holds"] for a in document["assertions"]] == [True, True]
+    assert document["environment"]["seed"] == 1
+    assert document["environment"]["network"] == "in process"
+    assert document["environment"]["interference"]["seconds"] > 0
+    assert places["report"].read_text().startswith("<!doctype html>")
+    assert len(places["csv"].read_text().splitlines()) == document["reports"][0]["requests"]["total"] + 1
+    assert "Tag=corrected" in places["hdr"].read_text()
+    assert "<testsuite" in places["junit"].read_text()
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_an_assertion_that_does_not_hold_is_exit_1(bundle: Path) -> None:
+    done = run_bench(bundle, "--qps", 100, *QUICK, "--assert", "qps>1000000", "--assert", "p99.9<1s")
+    assert done.returncode == 1
+    assert "mserve: qps>1000000: does not hold: " in done.stderr
+    assert "mserve: p99.9<1s: does not hold: needs 10000 samples" in done.stderr
+    assert "verdict: measured" in done.stdout
+
+
+def test_a_result_that_proves_nothing_is_a_warning_and_strictly_a_failure(bundle: Path) -> None:
+    few = ("--qps", 50, "--duration", 2, "--warmup", 0.1, "--slo", "p99.9=10s")
+    lenient, strict = run_bench(bundle, *few), run_bench(bundle, *few, "--strict")
+    assert (lenient.returncode, strict.returncode) == (0, 1)
+    assert "verdict: INCONCLUSIVE" in lenient.stdout
+    assert "warning: INCONCLUSIVE" in lenient.stderr
+
+
+@pytest.mark.parametrize("place", ["missing/r.html", "."])
+def test_a_file_that_cannot_be_written_is_refused_before_the_run(
+    place: str, bundle: Path, tmp_path: Path
+) -> None:
+    done = refused(bundle, "--report", tmp_path / place)
+    assert done.returncode == 4
+    assert done.stdout == ""
+    assert "loop" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_objective_that_nothing_can_meet(bundle: Path) -> None:
+    done = run_bench(bundle, "--qps", "--slo", "p99=1us", "--warmup", 0.2)
+    assert done.returncode == 1
+    assert "highest rate: none" in done.stdout
+    assert "the fastest of" in done.stdout
+
+
+def test_a_terminal_shows_what_happens_while_it_runs(bundle: Path) -> None:
+    """Numbers of the last seconds on stderr, when that is a terminal; the result stays on stdout."""
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        command(bundle, "--qps", 100, "--warmup", 0.2, "--duration", 1.5),
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        text=True,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+    )
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # a terminal whose other end is closed is an error on Linux
+        while part := os.read(ours, 65536):
+            shown += part
+    os.close(ours)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert "open loop" in shown.decode()
+    assert re.search(r"/s, p50 .* p99 .* answered, 0 failed", shown.decode())
+    assert "answered, 0 failed" not in out
+    assert "verdict: " in out

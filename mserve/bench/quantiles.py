@@ -2,9 +2,9 @@
 
 Percentiles are nearest-rank: one of the measured values, never a mixture of two. Their
 confidence interval is distribution-free: it lies between two of the sorted values, at
-ranks that follow from the binomial distribution alone. It assumes independent samples;
-latencies of neighbouring requests depend on each other in a busy queue, so the true
-uncertainty is somewhat larger.
+ranks that follow from the binomial distribution alone. That distribution is of independent
+samples; latencies of neighbouring requests depend on each other in a busy queue, so the
+ranks are those of the effective sample size (see `dependence`), spread over the sample.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
+
+from .dependence import effective_size
 
 Ints = npt.NDArray[np.int64]
 
@@ -35,8 +37,9 @@ class Percentile:
     """The p-quantile of a sample, with the ends of its confidence interval, in nanoseconds.
 
     `value_ns` is None when the sample is smaller than `needed`: then it would say nothing.
-    An end of the interval is None where the sample is too small to have one. NEVER_NS
-    stands for "not answered".
+    An end of the interval is None where the sample is too small to have one. `effective` is
+    how many independent samples would say as much; None where the run is too short for its
+    correlations, and then there is no interval. NEVER_NS stands for "not answered".
     """
 
     p: float
@@ -44,6 +47,7 @@ class Percentile:
     value_ns: int | None = None
     low_ns: int | None = None
     high_ns: int | None = None
+    effective: int | None = None
 
 
 def samples_needed(p: float) -> int:
@@ -58,17 +62,33 @@ def nearest_rank(ascending: Ints, p: float) -> int:
 
 
 def percentile(ascending: Ints, p: float, confidence: float = CONFIDENCE) -> Percentile:
-    """A percentile of a sorted sample, refused when the sample is too small for it."""
-    needed = samples_needed(p)
-    if len(ascending) < needed:
+    """A percentile of a sorted sample of independent values, refused when the sample is too small for it."""
+    return _percentile(ascending, p, confidence, len(ascending))
+
+
+def percentile_of_series(series: Ints, ascending: Ints, p: float) -> Percentile:
+    """A percentile of values in the order in which they arose, which depend on their neighbours.
+
+    `ascending` is the same values sorted.
+    """
+    if len(ascending) < samples_needed(p):
+        return Percentile(p, samples_needed(p))
+    size = effective_size(series <= nearest_rank(ascending, p))
+    return _percentile(ascending, p, CONFIDENCE, size)
+
+
+def _percentile(ascending: Ints, p: float, confidence: float, size: int | None) -> Percentile:
+    needed, n = samples_needed(p), len(ascending)
+    if n < needed:
         return Percentile(p, needed)
-    low, high = interval_ranks(len(ascending), p, confidence)
+    low, high = interval_ranks(size, p, confidence) if size else (None, None)
     return Percentile(
         p,
         needed,
         nearest_rank(ascending, p),
-        None if low is None else int(ascending[low - 1]),
-        None if high is None else int(ascending[high - 1]),
+        None if low is None or not size else int(ascending[max(1, low * n // size) - 1]),
+        None if high is None or not size else int(ascending[min(n, math.ceil(high * n / size)) - 1]),
+        size,
     )
 
 

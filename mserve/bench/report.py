@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from .quantiles import NEVER_NS, Ints, Percentile, percentile
-from .recorder import INTERRUPTED, Rates, closed_rates, lag_p99, open_rates, outcome_name
-from .slo import Slo
+from .quantiles import NEVER_NS, Ints, Percentile, nearest_rank, percentile_of_series
+from .recorder import (
+    INTERRUPTED,
+    OK,
+    Rates,
+    Recorder,
+    closed_rates,
+    lag_p99,
+    open_rates,
+    outcome_name,
+)
+from .slo import Slo, Tally
 from .swap_text import swap_facts
 from .target_facts import target_rows
 from .verdict import CLOSED_LABEL, Load, Measurement, Verdict, judge, late_client, show
@@ -18,6 +27,8 @@ from .verdict import CLOSED_LABEL, Load, Measurement, Verdict, judge, late_clien
 PERCENTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
 CPU_SHARE_MAX = 0.9
 LITTLE_MAX = 0.05
+WINDOWS = 20
+WINDOW_SAMPLES_MIN = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +44,7 @@ class Report:
     latencies: Ints
     service_times: Ints
     shares_loop: bool = False
+    distributions: tuple[list[Percentile], list[Percentile]] = field(default_factory=lambda: ([], []))
 
     @classmethod
     def of(
@@ -43,13 +55,19 @@ class Report:
         slo: Slo | None = None,
         *,
         shares_loop: bool = False,
+        earlier: Sequence[Tally] = (),
     ) -> Report:
-        """Work out a measurement. `shares_loop`: client and server run on one event loop."""
+        """Work out a measurement. `shares_loop`: client and server run on one event loop.
+
+        `earlier` holds what earlier looks at the same rate counted.
+        """
         recorder = seen.phase.recorder
         rates = closed_rates(recorder) if load.rate is None else open_rates(recorder, seen.phase.span_ns)
-        verdict = judge(load, seen, rates, slo, shares_loop=shares_loop)
-        latencies, service = np.sort(recorder.latencies()), np.sort(recorder.service_times())
-        return cls(target, load, slo, seen, verdict, rates, latencies, service, shares_loop)
+        verdict = judge(load, seen, rates, slo, shares_loop=shares_loop, earlier=earlier)
+        series = recorder.latencies(), recorder.service_times()
+        latencies, service = np.sort(series[0]), np.sort(series[1])
+        quoted = _quoted(series[0], latencies), _quoted(series[1], service)
+        return cls(target, load, slo, seen, verdict, rates, latencies, service, shares_loop, quoted)
 
     @property
     def total(self) -> int:
@@ -67,9 +85,22 @@ class Report:
 
     def percentiles(self) -> list[tuple[Percentile, Percentile]]:
         """Each percentile of the latency and of the service time; none when they mean nothing."""
-        if not self.quotable():
-            return []
-        return [(percentile(self.latencies, p), percentile(self.service_times, p)) for p in PERCENTILES]
+        return list(zip(*self.distributions, strict=True)) if self.quotable() else []
+
+    def busy(self) -> float | None:
+        """How many runs of the model were under way on average; above 1 with several workers."""
+        server = self.seen.server or {}
+        if not server.get("batches") or "mean_run_ms" not in server:
+            return None
+        return float(server["batches"] * server["mean_run_ms"] * 1e6 / max(1, self.seen.phase.span_ns))
+
+    def percentile(self, p: float) -> Percentile:
+        """Any percentile of the latency, refused where the sample does not carry it."""
+        return percentile_of_series(self.seen.phase.recorder.latencies(), self.latencies, p)
+
+    def mean_ms(self) -> float | None:
+        """The mean latency; None where a request was never answered."""
+        return _mean_ms(self.latencies)
 
     def errors(self) -> list[dict[str, Any]]:
         """Failures by class, with the first message of each."""
@@ -97,10 +128,11 @@ class Report:
                 "offered": self.rates.offered if self.load.rate is not None else None,
                 "achieved": self.rates.achieved,
                 "ok": self.rates.ok,
+                "goodput": self.goodput(),
                 "rows": self.rates.ok * self.target["rows"] if self.target.get("rows") else None,
             },
-            "latency": self._distribution(self.latencies),
-            "uncorrected": self._distribution(self.service_times),
+            "latency": self._distribution(self.latencies, self.distributions[0]),
+            "uncorrected": self._distribution(self.service_times, self.distributions[1]),
             "client": {
                 "lag_p99_ms": lag_p99(recorder) / 1e6,
                 "lag_max_ms": float(lags.max()) / 1e6 if len(lags) else 0.0,
@@ -110,22 +142,38 @@ class Report:
             },
             "little": {"in_flight": self._in_flight(), "rate_times_time": self._rate_times_time()},
             "server": dict(self.seen.server) if self.seen.server else None,
+            "busy": self.busy(),
             "versions": dict(self.seen.versions),
             "warmup": _warmup_json(self.seen),
             "cold_start_ms": milliseconds(self.seen.cold_ns),
             "swaps": self.seen.swaps.to_json() if self.seen.swaps else None,
+            "windows": self.windows(),
             "notes": self.notes(),
         }
 
-    def _distribution(self, ascending: Ints) -> dict[str, Any] | None:
+    def goodput(self) -> float | None:
+        """Answers per second with success and no slower than any objective allows; None without one."""
+        limit = self.slo.limit_ns() if self.slo else None
+        if limit is None or not self.total:
+            return None
+        good = int(np.searchsorted(self.latencies, limit, side="right"))
+        return self.rates.ok * good / max(1, self.ok)
+
+    def windows(self) -> list[dict[str, float]] | None:
+        """Statistics of consecutive parts of the run, for a later comparison; None where nothing is quoted.
+
+        `p50_ms` and `p99_ms` of each part, and `seconds` for each answer, which is the rate's inverse.
+        """
+        return _windows(self.seen.phase.recorder) if self.quotable() else None
+
+    def _distribution(self, ascending: Ints, quoted: list[Percentile]) -> dict[str, Any] | None:
         if not self.quotable():
             return None
-        answered = ascending[ascending != NEVER_NS]
         return {
             "samples": len(ascending),
-            "mean_ms": float(answered.mean()) / 1e6 if len(answered) == len(ascending) else None,
+            "mean_ms": _mean_ms(ascending),
             "max_ms": milliseconds(int(ascending[-1])),
-            "percentiles": [_percentile_json(percentile(ascending, p)) for p in PERCENTILES],
+            "percentiles": [_percentile_json(p) for p in quoted],
         }
 
     def _in_flight(self) -> float:
@@ -133,6 +181,35 @@ class Report:
 
     def _rate_times_time(self) -> float:
         return self.seen.phase.recorder.in_flight_ns() / max(1, self.seen.phase.span_ns)
+
+
+def _windows(recorder: Recorder) -> list[dict[str, float]]:
+    order = np.argsort(recorder.done[: recorder.count], kind="stable")
+    good = order[recorder.outcome[: recorder.count][order] == OK]
+    if len(good) < WINDOWS * WINDOW_SAMPLES_MIN:
+        return []
+    found = []
+    for part in np.array_split(good, WINDOWS):
+        latencies = np.sort(recorder.done[part] - recorder.intended[part])
+        span_ns = int(recorder.done[part[-1]] - recorder.done[part[0]])
+        found.append(
+            {
+                "p50_ms": nearest_rank(latencies, 0.5) / 1e6,
+                "p99_ms": nearest_rank(latencies, 0.99) / 1e6,
+                "seconds": max(1, span_ns) / 1e9 / max(1, len(part) - 1),
+            }
+        )
+    return found
+
+
+def _mean_ms(ascending: Ints) -> float | None:
+    if not len(ascending) or ascending[-1] == NEVER_NS:
+        return None
+    return float(ascending.mean()) / 1e6
+
+
+def _quoted(series: Ints, ascending: Ints) -> list[Percentile]:
+    return [percentile_of_series(series, ascending, p) for p in PERCENTILES] if len(series) else []
 
 
 def _notes(report: Report) -> list[str]:
@@ -200,6 +277,7 @@ def _percentile_json(found: Percentile) -> dict[str, Any]:
         "value_ms": milliseconds(found.value_ns),
         "low_ms": milliseconds(found.low_ns),
         "high_ms": milliseconds(found.high_ns),
+        "effective_samples": found.effective,
         "refused": f"needs {found.needed} samples" if refused else None,
         "unanswered": found.value_ns == NEVER_NS,
     }
@@ -234,6 +312,8 @@ def facts(report: Report) -> list[tuple[str, str]]:
         lag = f"lag p99 {show(lag_p99(recorder))}" if report.total else "nothing sent"
         rows.append(("client", f"{lag}, at most {seen.phase.busiest} at once, {seen.cpu_share:.0%} of a CPU"))
     rows.append(("achieved", f"{report.rates.achieved:,.1f}/s"))
+    if (good := report.goodput()) is not None and report.quotable():
+        rows.append(("goodput", f"{good:,.1f}/s within every objective"))
     if seen.server is not None:
         rows.append(("server", _server_text(seen.server)))
     if seen.swaps is not None:

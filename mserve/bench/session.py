@@ -17,7 +17,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -31,17 +31,18 @@ from .job import Job
 from .load_job import load_job, scenario_job
 from .placement import ANY, Placement
 from .quantiles import grows_throughout
-from .recorder import INTERRUPTED, Phase, closed_rates
+from .recorder import INTERRUPTED, Phase, Recorder, closed_rates
 from .reload import Reload
 from .reload import judged as judged_swaps
 from .report import Report
-from .scenario import Outcome, Rules, judged
+from .result import Result
+from .scenario import Rules, judged
 from .schedule import Times, check_schedule
-from .search import Probe, Search, find
+from .search import SWEEP, Probe, Search, find
 from .server_view import server_view
-from .slo import Slo
+from .slo import FAIL, INCONCLUSIVE, PASS, Slo, Tally
 from .targets import Target
-from .verdict import Load, Measurement, Verdict
+from .verdict import Load, Measurement, Verdict, show, total_of
 from .warmup import answered, settled, window_s
 
 Progress = Callable[[str], None]
@@ -56,46 +57,8 @@ SETTLE_S = 0.2
 OFFLINE_TRIES = 2
 # A warm-up in which latencies have only grown for so long need not go on.
 GROWTH_NS = 2_000_000_000
-
-
-@dataclass(slots=True)
-class Result:
-    """What a session found. `search` is set when it was one; its confirmed run is the last report."""
-
-    reports: list[Report] = field(default_factory=list)
-    search: Search | None = None
-    stopped: str = ""
-    scenario: Outcome | None = None
-    loadgen: dict[str, Any] | None = None
-
-    def headline(self) -> Report | None:
-        """The report to show in full: the only one, or the confirmed one of a search."""
-        if self.search is not None:
-            return self.reports[-1] if self.search.rate is not None else None
-        return self.reports[0] if len(self.reports) == 1 else None
-
-    def to_json(self) -> dict[str, Any]:
-        """The result as `--json` prints it."""
-        return {
-            "search": self.search.to_json() if self.search else None,
-            "stopped": self.stopped or None,
-            "scenario": self.scenario.to_json() if self.scenario else None,
-            "loadgen": self.loadgen,
-            "reports": [report.to_json() for report in self.reports],
-        }
-
-    def exit_code(self, *, asserted: bool) -> int:
-        """0, or 130: interrupted, 4: the server is gone, 1: nothing worked or nothing met the objectives."""
-        codes = {report.verdict.code for report in self.reports}
-        if self.stopped:
-            return 130 if self.stopped == INTERRUPTED else EnvironmentProblem.exit_code
-        if self.search is not None:
-            return 0 if self.search.rate is not None else 1
-        if self.scenario is not None and not self.scenario.valid:
-            return 1
-        if not any(report.ok for report in self.reports) or (asserted and Verdict.PASS not in codes):
-            return 1
-        return 0
+# An inconclusive probe goes on for as long again, and then for twice as long; then it counts as failed.
+EXTENSIONS = (1.0, 2.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +98,13 @@ class Session:
         self._progress = progress
         self._means = means or Means()
         self._engine: Engine
+        self._started = False
         self._phases = 0
         self._cold_ns: int | None = None
+
+    def records(self) -> Sequence[Recorder]:
+        """What the running phase has recorded so far, for whoever watches."""
+        return self._engine.records() if self._started else []
 
     async def closed(self, concurrencies: list[int] | None = None) -> Result:
         """The closed loop, with each number of connections in turn."""
@@ -160,6 +128,7 @@ class Session:
         await self.target.start()
         try:
             self._engine = self._make_engine()
+            self._started = True
             with suppress(NotImplementedError):
                 asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self._interrupt)
             try:
@@ -196,8 +165,17 @@ class Session:
 
     # one measurement
 
-    async def _measure(self, load: Load, rules: Rules | None = None, known: Phase | None = None) -> Report:
-        """Warm up, read counters, send, read counters. `known` is an earlier run by the same rules."""
+    async def _measure(
+        self,
+        load: Load,
+        earlier: Sequence[Tally] = (),
+        rules: Rules | None = None,
+        known: Phase | None = None,
+    ) -> Report:
+        """Warm up, read counters, send, read counters.
+
+        `earlier`: what this measurement extends. `known`: an earlier run by the same rules.
+        """
         warmup, end = await self._warm_up(load)
         if warmup is not None and (warmup.stopped or warmup.broken):
             return self._report(load, warmup, Measurement(warmup, cold_ns=self._cold_ns))
@@ -216,7 +194,7 @@ class Session:
         reload = self._means.reload
         swaps = judged_swaps(reload, phase.recorder, phase.sightings) if reload is not None else None
         seen = Measurement(phase, warmup, view, answers, phase.cpu_share, end, self._cold_ns, swaps)
-        return self._report(load, phase, seen)
+        return self._report(load, phase, seen, earlier)
 
     async def _start_cold(self) -> None:
         """One request, alone: what the first user waits for."""
@@ -248,10 +226,11 @@ class Session:
                 ends.append("latencies only grow")
         self._engine.finish()
 
-    def _report(self, load: Load, phase: Phase, seen: Measurement) -> Report:
+    def _report(self, load: Load, phase: Phase, seen: Measurement, earlier: Sequence[Tally] = ()) -> Report:
         if phase.stopped:
             self.result.stopped = phase.stopped
-        return Report.of(self.target.describe(), load, seen, self.slo, shares_loop=self.target.shares_loop)
+        facts, shares = self.target.describe(), self.target.shares_loop
+        return Report.of(facts, load, seen, self.slo, shares_loop=shares, earlier=earlier)
 
     async def _phase(self, load: Load, duration_s: float, recording: Times | None = None) -> Phase:
         """Send one phase's load."""
@@ -283,13 +262,13 @@ class Session:
     async def _scenario(self, rules: Rules, loadgen: bool) -> None:
         """Warm up, send as the scenario says, and judge by its rules."""
         self._progress(f"{self.load}: {rules.text()}, after warm-up; a closed loop unless it has a rate")
-        report = await self._measure(self.load, rules)
+        report = await self._measure(self.load, rules=rules)
         outcome = judged(rules, report.seen.phase)
         for _ in range(OFFLINE_TRIES):
             if self.result.stopped or not outcome.too_short:
                 break
             self._progress(f"  {outcome.seconds:.2f} s: too short, once more with more samples")
-            report = await self._measure(self.load, rules, report.seen.phase)
+            report = await self._measure(self.load, rules=rules, known=report.seen.phase)
             outcome = judged(rules, report.seen.phase)
         self.result.reports.append(report)
         self.result.scenario = outcome
@@ -315,7 +294,16 @@ class Session:
             return
         self._progress(f"  closed loop, {CALIBRATION_CONCURRENCY} connections: {capacity:,.0f}/s")
         self._check_carried(capacity, slo)
-        self.result.search = await find(self._probe, capacity / 2, SEARCH_RATE_MAX)
+        fastest = int(phase.recorder.latencies().min())
+        if any(o.limit_ns < fastest for o in slo.objectives):
+            count = phase.recorder.ok()
+            limit = (
+                f"{capacity:,.0f}/s in a closed loop: the fastest of {count:,} answers took {show(fastest)}"
+            )
+            self.result.search = Search(limit=limit)
+            return
+        floor = slo.samples_needed() / max(PROBE_S_MAX, self.load.duration_s)
+        self.result.search = await find(self._probe, capacity / 2, SEARCH_RATE_MAX, floor)
 
     def _check_carried(self, capacity: float, slo: Slo) -> None:
         """Refuse objectives that probes of a bearable length cannot decide."""
@@ -329,24 +317,40 @@ class Session:
             )
 
     async def _probe(self, rate: float) -> Probe:
-        """Measure one rate, for as long as the objectives need."""
+        """Measure one rate, for as long as the objectives need; longer while they are undecided."""
+        slo = self.slo
+        assert slo is not None
+        looks: list[Tally] = []
+        for part in (1.0, *EXTENSIONS):
+            report = await self._measure(self._probe_load(rate, part), looks)
+            self.result.reports.append(report)
+            self._progress(f"  {rate:g}/s: {report.verdict}")
+            if report.verdict.code != Verdict.INCONCLUSIVE:
+                break
+            looks.append(total_of(slo, report.seen.phase))
+        code, reason = report.verdict.code, str(report.verdict)
+        if code != PASS:
+            await asyncio.sleep(SETTLE_S)
+        if code == Verdict.INVALID:
+            reason += "; measure from a less busy machine: the limit is the client's, not the server's"
+        outcome = {PASS: PASS, Verdict.INCONCLUSIVE: INCONCLUSIVE, Verdict.INVALID: INCONCLUSIVE}.get(
+            code, FAIL
+        )
+        codes = [r.verdict.code for r in self.result.reports]
+        # A machine on which the client is late at every rate of the sweep will not get better.
+        hopeless = report.ok == 0 or (len(codes) >= len(SWEEP) and set(codes) == {Verdict.INVALID})
+        return Probe(rate, outcome, reason, fatal=bool(self.result.stopped) or hopeless)
+
+    def _probe_load(self, rate: float, part: float) -> Load:
         slo, base = self.slo, self.load
         assert slo is not None
         longest_s = max(PROBE_S_MAX, base.duration_s)
-        duration_s = min(longest_s, max(base.duration_s, 1.2 * slo.samples_needed() / rate))
-        limit_s = max((o.limit_ns for o in slo.objectives), default=0) / 1e9
-        load = replace(
+        duration_s = part * min(longest_s, max(base.duration_s, 1.2 * slo.samples_needed() / rate))
+        limit_s = (slo.limit_ns() or 0) / 1e9
+        return replace(
             base,
             rate=rate,
             duration_s=duration_s,
             warmup_s=min(base.warmup_s, 0.25 * duration_s),
             timeout_s=min(base.timeout_s, max(1.0, 4 * limit_s)),
         )
-        report = await self._measure(load)
-        self.result.reports.append(report)
-        self._progress(f"  {rate:g}/s: {report.verdict}")
-        passed = report.verdict.code == Verdict.PASS
-        if not passed:
-            await asyncio.sleep(SETTLE_S)
-        hopeless = bool(self.result.stopped) or report.ok == 0
-        return Probe(rate, passed, str(report.verdict), fatal=hopeless)

@@ -7,7 +7,7 @@ percentiles.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from .quantiles import NEVER_NS, grows_throughout, nearest_rank
 from .recorder import Phase, Rates, Recorder, lag_p99, outcome_name
 from .reload import Swaps
-from .slo import Slo, misses
+from .slo import FAIL, INCONCLUSIVE, PASS, Slo, Tally, decide, outcome, tally
 
 ACHIEVED_MIN = 0.99
 LAG_MIN_NS = 1_000_000
@@ -79,23 +79,33 @@ class Verdict:
     reason: str = ""
 
     MEASURED = "measured"
-    PASS = "pass"
-    FAIL = "fail"
-    UNDECIDED = "undecided"
+    PASS = PASS
+    FAIL = FAIL
+    INCONCLUSIVE = INCONCLUSIVE
     ERRORS = "errors"
     UNSTABLE = "unstable"
     INVALID = "invalid"
     STOPPED = "stopped"
 
     def __str__(self) -> str:
-        code = self.code.upper() if self.code in (self.INVALID, self.UNSTABLE) else self.code
+        loud = self.code in (self.INVALID, self.UNSTABLE, self.INCONCLUSIVE)
+        code = self.code.upper() if loud else self.code
         return f"{code}: {self.reason}" if self.reason else code
 
 
 def judge(
-    load: Load, seen: Measurement, rates: Rates, slo: Slo | None = None, *, shares_loop: bool = False
+    load: Load,
+    seen: Measurement,
+    rates: Rates,
+    slo: Slo | None = None,
+    *,
+    shares_loop: bool = False,
+    earlier: Sequence[Tally] = (),
 ) -> Verdict:
-    """The verdict on a measurement. `shares_loop`: client and server run on one event loop."""
+    """The verdict on a measurement. `shares_loop`: client and server run on one event loop.
+
+    `earlier` holds what earlier looks at the same rate counted: this one extends them.
+    """
     recorder = seen.phase.recorder
     total, ok = recorder.count, recorder.ok()
     if seen.phase.broken:
@@ -113,26 +123,31 @@ def judge(
         late = None if shares_loop else late_client(recorder)
         if (behind := _falls_behind(recorder, rates)) is not None:
             return Verdict(Verdict.INVALID, late) if late and _mostly_lag(recorder) else behind
-    missed = misses(slo, np.sort(recorder.latencies()), total - ok, total) if slo else []
-    if slo is not None and not missed:
+    findings = decide(slo, total_of(slo, seen.phase, earlier), len(earlier)) if slo else []
+    decided = outcome(findings) if slo else None
+    if decided == Verdict.PASS:
         return Verdict(Verdict.PASS, str(slo))  # lateness can only have made this harder
     if late is not None:
         return Verdict(Verdict.INVALID, late)
-    if missed:
-        undecided = all(m.undecided for m in missed)
-        return Verdict(
-            Verdict.UNDECIDED if undecided else Verdict.FAIL, "; ".join(miss.text for miss in missed)
-        )
+    if decided is not None:
+        return Verdict(decided, "; ".join(f.text for f in findings if f.outcome == decided))
     if ok < total:
         return Verdict(Verdict.ERRORS, f"{total - ok} of {total} requests failed: {_worst(seen.phase)}")
     return Verdict(Verdict.MEASURED, CLOSED_LABEL if load.rate is None else "")
 
 
+def total_of(slo: Slo, phase: Phase, earlier: Sequence[Tally] = ()) -> Tally:
+    """What a phase and the looks before it counted for the objectives."""
+    recorder = phase.recorder
+    counted = tally(slo, recorder.latencies(), recorder.count - recorder.ok(), recorder.count)
+    return sum(earlier, counted)
+
+
 def _worst(phase: Phase) -> str:
     """The most frequent class of failure, with its first message."""
-    outcome, _ = max(phase.recorder.errors().items(), key=lambda item: item[1])
-    message = phase.messages.get(outcome, "")
-    return outcome_name(outcome) + (f": {message[:200]}" if message else "")
+    worst, _ = max(phase.recorder.errors().items(), key=lambda item: item[1])
+    message = phase.messages.get(worst, "")
+    return outcome_name(worst) + (f": {message[:200]}" if message else "")
 
 
 def late_client(recorder: Recorder) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,9 +14,10 @@ from . import _output
 
 if TYPE_CHECKING:
     from ..bench.placement import Placement
+    from ..bench.result import Result
     from ..bench.scenario import Outcome, Rules
     from ..bench.schedule import Times
-    from ..bench.session import Means, Result, Session
+    from ..bench.session import Means, Session
     from ..bench.slo import Slo
     from ..bench.targets import Target
     from ..bench.verdict import Load
@@ -143,7 +144,7 @@ class Plan:
     rules: Rules | None
     means: Means
 
-    def session(self, target: Target, slo: Slo | None) -> Session:
+    def session(self, target: Target, slo: Slo | None, progress: Callable[[str], None]) -> Session:
         """A session on a target. Raises UsageError or InputError."""
         from ..bench.reload import Reload, open_publisher
         from ..bench.session import Session
@@ -152,7 +153,7 @@ class Plan:
         if options.during_reload is not None:
             publisher = open_publisher(options.during_reload, options.publish or (), target.describe())
             means = replace(means, reload=Reload(publisher, options.reload_every))
-        return Session(target, self.load, slo, _output.note, means)
+        return Session(target, self.load, slo, progress, means)
 
     def work(self, session: Session, *, searching: bool) -> Coroutine[Any, Any, Result]:
         """What the session is to do."""

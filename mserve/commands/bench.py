@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import UsageError
-from . import _bench_load, _output
+from . import _bench_against, _bench_live, _bench_load, _bench_report
 from ._bench_targets import TargetOptions
 from ._options import with_options
 
 if TYPE_CHECKING:
+    from ..bench.opening import Ask
+    from ..bench.outfiles import OutFiles
     from ..bench.report import Report
-    from ..bench.session import Result
+    from ..bench.result import Result
     from ..bench.slo import Slo
+    from ..bench.targets import Target
+    from ..bench.verdict import Load
 
 AUTO = "auto"
 SWEEP_MAX = 1000
@@ -31,25 +36,24 @@ def command(
             metavar="TARGET", help="A bundle, or a server's URL: http://HOST:PORT or grpc://HOST:PORT."
         ),
     ],
-    qps: Annotated[
-        str | None,
-        typer.Option(
-            metavar="[RATE|LO:HI:STEP]",
-            help="Open loop: a rate, a sweep of rates, or, without a value, "
-            "the search for the highest rate that meets the objectives.",
-        ),
-    ] = None,
-    duration: Annotated[
-        float | None, typer.Option(help="Seconds to measure (5; probes: 2).", min=0.01, max=86_400)
-    ] = None,
-    slo: Annotated[
-        list[str] | None,
-        typer.Option(metavar="EXPR", help="p99=50ms, errors=0.1%: exit 1 if missed; repeatable."),
-    ] = None,
+    qps: _bench_report.Qps = None,
+    duration: _bench_report.Duration = None,
+    slo: _bench_report.Objectives = None,
     seed: Annotated[int, typer.Option(help="Seed of the arrivals and of the requests.", min=0)] = 1,
-    timeout: Annotated[
-        float, typer.Option(help="Seconds to wait for answers after the last request.", min=0.01, max=86_400)
-    ] = 10.0,
+    timeout: _bench_report.Timeout = 10.0,
+    strict: _bench_report.Strict = False,
+    asserts: _bench_report.Asserts = None,
+    report: _bench_report.Html = None,
+    csv: _bench_report.Csv = None,
+    hdr: _bench_report.Hdr = None,
+    junit: _bench_report.Junit = None,
+    against: _bench_against.Against = None,
+    against_device: _bench_against.AgainstDevice = "",
+    margin: _bench_against.Margin = _bench_against.MARGIN,
+    metric: _bench_against.Metrics = None,
+    rounds: _bench_against.Rounds = _bench_against.ROUNDS,
+    aa: _bench_against.AA = False,
+    force: _bench_against.Force = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     *,
     asked: TargetOptions,
@@ -57,32 +61,114 @@ def command(
 ) -> None:
     """Measure latency and capacity, from the time when each request was due.
 
-    Exit 1: --slo missed, or no request was answered; 4: nothing listens, or the server died.
+    Exit 1: --slo missed, --assert does not hold, B is slower, or no request was answered; 4:
+    nothing listens, or the server died.
     """
-    from ..bench import environment, session
-    from ..bench.opening import open_target
+    from ..bench import assertions, session
     from ..bench.slo import DEFAULT, parse
 
-    rates = parse_qps(qps)
-    searching = qps == AUTO
+    rates, searching = parse_qps(qps), qps == AUTO
     objectives = parse(slo or [DEFAULT]) if slo or searching else None
     _check(qps, options, objectives)
     default_s = session.PROBE_S if searching else _bench_load.SCENARIO_S if options.scenario else DURATION_S
     load = options.load(rates, duration or default_s, searching=searching)
     load = replace(load, timeout_s=timeout, seed=seed)
     session.check(load, rates)
-    plan = _bench_load.plan(
-        options, load, rates, objectives, in_process="://" not in target and not asked.spawn
-    )
-    stamp = environment.stamp(sys.argv[1:])
-    opened = open_target(target, asked.ask(seed))
-    work = plan.session(opened, objectives)
-    result = session.run(plan.work(work, searching=searching))
-    if as_json:
-        _output.emit_json("bench", {"environment": stamp, **result.to_json()})
+    in_process = "://" not in target and not asked.spawn
+    loads = _bench_load.plan(options, load, rates, objectives, in_process=in_process)
+    plan = Plan(target, asked.ask(seed), loads, objectives, searching)
+    demands = assertions.parse(asserts or [])
+    wanted = _bench_report.Wanted(as_json, strict, demands, report, csv, hdr, junit)
+    other = _bench_against.Asked(against, against_device, margin, tuple(metric or ()), rounds, aa, force)
+    with wanted.files() as files:
+        run = _compare(plan, other, wanted) if other.wanted() else _measure(plan, wanted, files)
+    raise typer.Exit(run)
+
+
+def _measure(plan: Plan, wanted: _bench_report.Wanted, files: OutFiles) -> int:
+    """One session; returns the exit code."""
+    from ..bench import environment
+    from ..bench.jitter import measure_jitter
+
+    stamp = plan.stamp()
+    opened, jitter, before = plan.open(), measure_jitter(), environment.Ticks.now()
+    result = plan.run(opened, plan.load)
+    stamp["interference"] = environment.interference(before, jitter)
+    return _bench_report.finish(result, stamp, wanted, files, asserted=plan.asserted)
+
+
+def _compare(plan: Plan, asked: _bench_against.Asked, wanted: _bench_report.Wanted) -> int:
+    """One comparison; returns the exit code."""
+    if plan.searching or len(plan.loads.rates) > 1 or plan.objectives or wanted.demanding():
+        raise UsageError(
+            "a comparison takes one load and writes no files",
+            hint="leave out --slo, --assert, --report, --csv, --hdr, --junit and rates but one",
+        )
+    stamp, stored = plan.stamp(), asked.baseline()
+    if stored is not None:
+        if plan.load.rate is not None:
+            raise UsageError("a baseline has a load of its own", hint="leave out --qps")
+
+        def measured(load: Load) -> Report:
+            return plan.run(plan.open(), load).reports[0]
+
+        found = _bench_against.compare_stored(stored, stamp, asked, measured, strict=wanted.strict)
     else:
-        show(result)
-    raise typer.Exit(result.exit_code(asserted=bool(slo)))
+        options = asked.options(plan.load, strict=wanted.strict)
+        other = replace(
+            plan,
+            target=asked.other or plan.target,
+            ask=replace(plan.ask, device=asked.device or plan.ask.device),
+        )
+        found = _bench_against.compare(plan.open, other.open, options)
+    return _bench_against.finish(found, stamp, as_json=wanted.as_json)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the command line asks to measure."""
+
+    target: str
+    ask: Ask
+    loads: _bench_load.Plan
+    objectives: Slo | None
+    searching: bool
+
+    @property
+    def load(self) -> Load:
+        """What is offered first."""
+        return self.loads.load
+
+    @property
+    def asserted(self) -> bool:
+        """Whether somebody named objectives: those of a search are its own business."""
+        return self.objectives is not None and not self.searching
+
+    def stamp(self) -> dict[str, Any]:
+        """The circumstances, before anything is loaded."""
+        from ..bench import environment
+
+        return environment.stamp(sys.argv[1:], self.load.seed, self.target) | {"started": time.time()}
+
+    def open(self) -> Target:
+        """The target, ready to be measured."""
+        from ..bench.opening import open_target
+
+        return open_target(self.target, self.ask)
+
+    def run(self, opened: Target, load: Load) -> Result:
+        """A session with this load, watched by whoever sits before the terminal."""
+        from ..bench import session
+
+        live = _bench_live.Live()
+        loads = replace(self.loads, load=load, rates=self._rates(load))
+        work = loads.session(opened, self.objectives, live.note)
+        live.records = work.records
+        with live.shown():
+            return session.run(loads.work(work, searching=self.searching))
+
+    def _rates(self, load: Load) -> list[float]:
+        return [load.rate] if load.rate and len(self.loads.rates) < 2 else self.loads.rates
 
 
 def parse_qps(text: str | None) -> list[float]:
@@ -117,55 +203,3 @@ def _check(qps: str | None, options: _bench_load.LoadOptions, slo: Slo | None) -
             found=str(slo),
             hint="offer a rate: --qps RATE; or search for the highest one: --qps",
         )
-
-
-def show(result: Result) -> None:
-    """The result for people."""
-    if result.search is not None or len(result.reports) > 1:
-        _output.table(
-            ("rate", "achieved", "p50", "p99", "mean batch", "verdict"),
-            [_probe_row(r) for r in result.reports],
-        )
-    report = result.headline()
-    if report is not None:
-        _show_report(report)
-    if result.scenario is not None:
-        _bench_load.show_scenario(result.scenario, result.loadgen)
-    if result.search is not None:
-        found = result.search.rate
-        _output.line(f"highest rate: {found:g}/s" if found else "highest rate: none")
-        if result.search.limit:
-            _output.line(f"limited by: {result.search.limit}")
-
-
-def _show_report(report: Report) -> None:
-    from ..bench.report import facts
-    from ..bench.verdict import show as time
-
-    _output.table(("fact", "value"), facts(report))
-    rows = [
-        (f"p{100 * c.p:g}", time(c.value_ns), f"{time(c.low_ns)} to {time(c.high_ns)}", time(u.value_ns))
-        if c.value_ns is not None
-        else (f"p{100 * c.p:g}", f"needs {c.needed} samples", "", "")
-        for c, u in report.percentiles()
-    ]
-    if rows:
-        _output.table(("percentile", "latency", "95 % interval", "uncorrected"), rows)
-    for text in report.notes():
-        _output.line(f"note: {text}")
-    _output.line(f"verdict: {report.verdict}")
-
-
-def _probe_row(report: Report) -> tuple[str, ...]:
-    from ..bench.verdict import show as time
-
-    shown = {c.p: time(c.value_ns) for c, _ in report.percentiles()}
-    batch = report.seen.server["mean_batch_rows"] if report.seen.server else None
-    return (
-        f"{report.load.rate:g}/s" if report.load.rate else f"closed, {report.load.concurrency}",
-        f"{report.rates.achieved:,.1f}/s",
-        shown.get(0.5, "-"),
-        shown.get(0.99, "-"),
-        f"{batch:.1f}" if batch else "-",
-        str(report.verdict),
-    )
