@@ -61,15 +61,15 @@ def test_every_command_does_what_the_readme_shows(root: Path, place: Path) -> No
     """Each word shown, numbers aside, is printed; `serve` is running while the others ask it."""
     shown = list(blocks(root))
     commands = [command.split()[1] for command, _ in shown if command.startswith("mserve")]
-    assert commands == ["export", "inspect", "validate", "serve", "bench"]
-    for command, output in shown[:3]:
+    assert commands == ["export", "inspect", "validate", "diff", "serve", "bench"]
+    for command, output in shown[:4]:
         assert words(output) <= words(run(root, place, command)), command
     with serving(place / "models" / "digits", place / "log") as server:
         own, theirs = f"127.0.0.1:{server.port}", "127.0.0.1:8501"
-        announced = shown[3][1].replace(theirs, own)
+        announced = shown[4][1].replace(theirs, own)
         server.wait_until(lambda: "curl" in server.log())
         assert words(announced) <= words(server.log())
-        for command, output in shown[4:]:
+        for command, output in shown[5:]:
             printed = run(root, place, command.replace(theirs, own).replace("--qps 1000", "--qps 200"))
             # What bench finds out about this machine may differ; what it reports does not.
             expected = output if "bench" not in command else "offered achieved requests client server p50 p99"
