@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     import onnx
 
 JOB, RESULT, MODEL = "job.json", "result.json", "model.onnx"
-# Batch sizes at which a conversion is tried against its source.
-TRIAL_ROWS = (13, 1)
 # From here on weights lie beside the graph: protobuf ends at 2 GiB.
 LARGE_BYTES = 1 << 30
 
@@ -164,7 +162,7 @@ def _inputs(
                 found=", ".join(arrays),
             )
         return [{alias: plain_text(array) for alias, array in arrays.items()}]
-    rows = TRIAL_ROWS if signature.batch_axis is not None else TRIAL_ROWS[-1:]
+    rows = (converted.rows, 1) if signature.batch_axis is not None else (1,)
     if converted.draw is not None:
         return [dict(converted.draw(name, count)) for count in rows]
     return [generate(signature, count, seed=count) for count in rows]

@@ -45,7 +45,10 @@ def converted(kind: Kind, source: Any, options: ConvertOptions) -> Iterator[Sour
     with tempfile.TemporaryDirectory(prefix="mserve-export-") as work:
         directory = Path(work).resolve()
         live = not isinstance(source, str | os.PathLike)
-        text = _saved(kind, source, directory, options) if live else os.fspath(source)
+        if live:
+            text, options = _saved(kind, source, directory, options)
+        else:
+            text = os.fspath(source)
         ready = _absolute(options, directory)
         result, network = _done(kind, _absolute_source(text), ready, directory)
         parts = _source(text, result, directory, network=network)
@@ -55,8 +58,8 @@ def converted(kind: Kind, source: Any, options: ConvertOptions) -> Iterator[Sour
         yield parts
 
 
-def _saved(kind: Kind, source: Any, directory: Path, options: ConvertOptions) -> str:
-    """A live object, saved as its framework saves it."""
+def _saved(kind: Kind, source: Any, directory: Path, options: ConvertOptions) -> tuple[str, ConvertOptions]:
+    """A live object, saved as its framework saves it, and the options to convert it with."""
     if kind.save is None:
         raise InputError("this kind of object cannot be exported", expected="a file", found=type(source))
     place = directory / "object"

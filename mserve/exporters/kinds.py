@@ -128,7 +128,8 @@ class Converted:
     fails if the graph does not keep that. `assets` are bytes by name. `draw(signature's name, rows)` makes
     inputs by alias that exercise the model (None: from the signature). `reference(signature's
     name, inputs)` answers, by output alias, with the source framework itself, called `compared_with`
-    (such as "xgboost 3.2.0"); None where it is not installed. `versions` are of what took part.
+    (such as "xgboost 3.2.0"); None where it is not installed. It is asked for one row and for `rows`.
+    `versions` are of what took part.
     """
 
     model: onnx.ModelProto | Path
@@ -138,6 +139,7 @@ class Converted:
     draw: Callable[[str, int], Mapping[str, Array]] | None = None
     reference: Callable[[str, Mapping[str, Array]], Mapping[str, Array]] | None = None
     compared_with: str = ""
+    rows: int = 13
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -176,7 +178,7 @@ class Kind:
 
     `convert(source, options)` raises MserveError. `accepts` and `save` are for live objects: whether an
     object is of this kind (told by its class, without importing anything), and how it is saved into a
-    directory; `save` returns what `convert` is to be given.
+    directory; `save` returns the source and the options that `convert` is to be given.
     """
 
     name: str
@@ -190,4 +192,4 @@ class Kind:
     runs_code: str = ""
     options: tuple[str, ...] = ()
     accepts: Callable[[Any], bool] | None = None
-    save: Callable[[Any, Path, ConvertOptions], str] | None = None
+    save: Callable[[Any, Path, ConvertOptions], tuple[str, ConvertOptions]] | None = None

@@ -21,6 +21,8 @@ FALLBACK = "onnx"
 MODULES = (
     "onnx_model",
     "table",
+    "xgboost_model",
+    "lightgbm_model",
 )
 
 
