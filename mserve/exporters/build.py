@@ -5,7 +5,7 @@ Names follow from the order of calls, so one source always gives the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..tensors import DTYPES, Array, Signature, TensorSpec
@@ -20,7 +20,8 @@ ML = "ai.onnx.ml"
 class Graph:
     """Nodes and weights of a graph in the making; every method returns the name of a tensor."""
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str = "") -> None:
+        self._prefix = prefix
         self._nodes: list[onnx.NodeProto] = []
         self._weights: list[onnx.TensorProto] = []
 
@@ -28,7 +29,7 @@ class Graph:
         """A node with one output, which has the given name or one of its own."""
         from onnx import helper
 
-        name = name or f"{op.lower()}_{len(self._nodes)}"
+        name = name or f"{self._prefix}{op.lower()}_{len(self._nodes)}"
         self._nodes.append(helper.make_node(op, list(inputs), [name], domain=domain, **attributes))
         return name
 
@@ -37,7 +38,7 @@ class Graph:
         import numpy as np
         from onnx import numpy_helper
 
-        name = name or f"constant_{len(self._weights)}"
+        name = name or f"{self._prefix}constant_{len(self._weights)}"
         self._weights.append(numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name))
         return name
 
@@ -50,6 +51,14 @@ class Graph:
     def cast(self, tensor: str, dtype: str, name: str = "") -> str:
         """The tensor in another dtype."""
         return self.add("Cast", tensor, name=name, to=DTYPES[dtype].onnx)
+
+    def inner(
+        self, name: str, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]
+    ) -> onnx.GraphProto:
+        """The graph as the body of a node of another one, whose names it must not use."""
+        from onnx import helper
+
+        return helper.make_graph(self._nodes, name, list(inputs), list(outputs), self._weights)
 
     def model(self, signature: Signature) -> onnx.ModelProto:
         """The model whose inputs and outputs are the tensors of a signature."""

@@ -7,7 +7,8 @@ set. `decision_type` packs what a split is: bit 0 categorical, bit 1 missing val
 left, bits 2 and 3 what counts as missing (nothing, zero, NaN).
 
 Thresholds are float64 and inputs float32 here: a threshold is rounded down to float32, which
-sends every float32 input where it went before (values up to 1e-35 count as zero). Where nothing counts as missing, NaN is 0.
+sends every float32 input where it went before (values up to 1e-35 count as zero). Where
+nothing counts as missing, NaN is 0.
 The `objective` line says how sums become answers, with parameters that change them
 (`sigmoid:2`, `sqrt`); `average_output` (random forests) divides by the number of rounds.
 """
@@ -15,6 +16,7 @@ The `objective` line says how sums become answers, with parameters that change t
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,13 +177,14 @@ def _tree(doc: Doc, target: int, rules: dict[int, set[int]]) -> Tree:
     features, kinds = (_integers(doc, key, splits) for key in ("split_feature", "decision_type"))
     left, right = (_integers(doc, key, splits) for key in ("left_child", "right_child"))
     values = _list(doc, "threshold", splits)
+    sets = _sets(doc) if any(kind & CATEGORICAL for kind in kinds) else []
     modes, missing, categories = [], [], {}
     for node, kind in enumerate(kinds):
         rule = kind >> 2 & 3
         if kind & CATEGORICAL:
             modes.append(EQUAL)
             missing.append(False)
-            categories[node] = _members(doc, int(values[node]))
+            categories[node] = _members(doc, sets, int(values[node]))
             continue
         rules.setdefault(features[node], set()).add(rule)
         modes.append(LESS_EQUAL)
@@ -221,17 +224,22 @@ def _down(values: Array) -> list[float]:
     return [float(x) for x in np.where((found >= -zero) & (found < 0), below, found)]
 
 
-def _members(doc: Doc, index: int) -> list[int]:
-    """The categories of a bit set, which is cut by bounds out of one list of 32-bit words."""
+def _sets(doc: Doc) -> list[list[int]]:
+    """The bit sets of a tree, each a list of 32-bit words: cut by bounds out of one list."""
     count = (doc / "num_cat").integer(0, 2**31 - 1)
     bounds = _integers(doc, "cat_boundaries", count + 1)
     words = _integers(doc, "cat_threshold", bounds[-1] if 0 <= bounds[-1] < 2**31 else 0)
-    if not 0 <= index < count or not 0 <= bounds[index] <= bounds[index + 1] <= len(words):
-        raise InputError(
-            "a set of categories is not there", where=doc.where, expected=f"0 to {count - 1}", found=index
-        )
-    chosen = words[bounds[index] : bounds[index + 1]]
-    found = [32 * at + bit for at, word in enumerate(chosen) for bit in range(32) if word >> bit & 1]
+    if bounds[0] != 0 or any(low > high for low, high in pairwise(bounds)):
+        raise InputError("the sets of categories overlap", where=f"{doc.where}.cat_boundaries")
+    return [words[low:high] for low, high in pairwise(bounds)]
+
+
+def _members(doc: Doc, sets: list[list[int]], index: int) -> list[int]:
+    """The categories in a bit set."""
+    if not 0 <= index < len(sets):
+        expected = f"0 to {len(sets) - 1}"
+        raise InputError("a set of categories is not there", where=doc.where, expected=expected, found=index)
+    found = [32 * at + bit for at, word in enumerate(sets[index]) for bit in range(32) if word >> bit & 1]
     if found and found[-1] >= MAX_CATEGORY:
         expected = f"at most {MAX_CATEGORY - 1}"
         raise InputError(

@@ -23,6 +23,9 @@ MODULES = (
     "table",
     "xgboost_model",
     "lightgbm_model",
+    "liblinear",
+    "libsvm",
+    "libfm",
 )
 
 

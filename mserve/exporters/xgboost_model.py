@@ -90,11 +90,10 @@ def convert(source: str, options: ConvertOptions) -> Converted:
     inputs, assets = answers.features(count, names)
     graph = Graph()
     sums, draw = _sums(graph, learner / "gradient_booster", count, outputs)
+    linear = (learner / "gradient_booster" / "name").text() == "gblinear"
     base = _base(parameters / "base_score", name, outputs)
-    if (learner / "gradient_booster" / "name").text() == "gblinear":
-        base = base[:1]  # linear boosters add the first to every output
-    base = graph.weight(base, "base_score")
-    found = _answers(graph, graph.add("Add", sums, base), name, outputs, options)
+    shift = graph.weight(base[:1] if linear else base, "base_score")  # linear ones add the first to all
+    found = _answers(graph, graph.add("Add", sums, shift), name, outputs, options)
     signature = predicts(inputs, found.outputs)
     converted = Converted(
         graph.model(signature),
