@@ -90,18 +90,16 @@ def _read(path: Path) -> tuple[float, Array, Array]:
         found = f"rows of {', '.join(map(str, sorted(widths)[:4]))} factors" if widths else "no pairwise part"
         raise InputError("the model is truncated", where=f"{path}: pairwise", found=found)
     count = max(len(weights), len(rows))
-    for name, size in (("unary", len(weights)), ("pairwise", len(rows))):
-        if size not in (count, 0):
-            raise InputError(
-                "the model is truncated", where=f"{path}: {name}", expected=f"{count} rows", found=size
-            )
+    for part, name, size in ((UNARY, "unary", len(weights)), (PAIRWISE, "pairwise", len(rows))):
+        if part in parts and size != count:
+            where, expected = f"{path}: {name}", f"{count} rows"
+            raise InputError("the model is truncated", where=where, expected=expected, found=size)
     if count == 0:
         raise InputError("the model has no features", where=path)
     width = next(iter(widths), 0)
     words = [word for row in rows for word in row]
     factors = linear.numbers(words, len(rows) * width, f"{path}: pairwise").reshape(len(rows), width)
-    weights = weights if len(weights) else np.zeros(count)
-    return float(biases[0]), weights, factors if len(factors) else np.zeros((count, 0))
+    return float(biases[0]), weights if UNARY in parts else np.zeros(count), factors
 
 
 def _sums(graph: Graph, bias: float, weights: Array, factors: Array) -> str:

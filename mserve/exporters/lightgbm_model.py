@@ -184,7 +184,7 @@ def _tree(doc: Doc, target: int, rules: dict[int, set[int]]) -> Tree:
         if kind & CATEGORICAL:
             modes.append(EQUAL)
             missing.append(False)
-            categories[node] = _members(doc, sets, int(values[node]))
+            categories[node] = _members(doc, sets, float(values[node]))
             continue
         rules.setdefault(features[node], set()).add(rule)
         modes.append(LESS_EQUAL)
@@ -192,7 +192,7 @@ def _tree(doc: Doc, target: int, rules: dict[int, set[int]]) -> Tree:
     below = _down(values)
 
     def place(child: int) -> int:  # leaves are numbered after the splits
-        return child if child >= 0 else splits + (-1 - child)
+        return splits + (-1 - child) if child < 0 else child if child < splits else -1
 
     return Tree(
         [*modes, *[LEAF] * leaves],
@@ -234,12 +234,13 @@ def _sets(doc: Doc) -> list[list[int]]:
     return [words[low:high] for low, high in pairwise(bounds)]
 
 
-def _members(doc: Doc, sets: list[list[int]], index: int) -> list[int]:
-    """The categories in a bit set."""
-    if not 0 <= index < len(sets):
+def _members(doc: Doc, sets: list[list[int]], index: float) -> list[int]:
+    """The categories in a bit set, whose number stands where other splits have their threshold."""
+    if not (0 <= index < len(sets) and index == int(index)):
         expected = f"0 to {len(sets) - 1}"
         raise InputError("a set of categories is not there", where=doc.where, expected=expected, found=index)
-    found = [32 * at + bit for at, word in enumerate(sets[index]) for bit in range(32) if word >> bit & 1]
+    words = sets[int(index)]
+    found = [32 * at + bit for at, word in enumerate(words) for bit in range(32) if word >> bit & 1]
     if found and found[-1] >= MAX_CATEGORY:
         expected = f"at most {MAX_CATEGORY - 1}"
         raise InputError(

@@ -142,11 +142,13 @@ class Forest:
         if not self.trees:  # a model of no rounds: the operator wants at least one tree
             self.grow(Tree([LEAF], [0], [0.0], [0], [0], [False], [0.0]))
         attributes = {
-            f"nodes_{name}": np.asarray(values).astype(np.int64) for name, values in self.nodes.items()
+            f"nodes_{name}": np.asarray(v).astype(np.float32 if name == "values" else np.int64)
+            for name, v in self.nodes.items()
         }
-        attributes["nodes_values"] = np.asarray(self.nodes["values"], np.float32)
-        targets = {f"target_{name}": np.asarray(v).astype(np.int64) for name, v in self.leaves.items()}
-        targets["target_weights"] = np.asarray(self.leaves["weights"], np.float32)
+        targets = {
+            f"target_{name}": np.asarray(v).astype(np.float32 if name == "weights" else np.int64)
+            for name, v in self.leaves.items()
+        }
         return graph.add(
             "TreeEnsembleRegressor",
             inputs,

@@ -38,6 +38,7 @@ MAX_OUTPUTS = 1 << 16
 # Categories above this are not whole numbers in float32, and XGBoost takes none.
 MAX_CATEGORY = 1 << 24
 TRIAL_ROWS = 256
+OLD = b"binf"
 SIGMOID, EXP, IDENTITY, SOFTMAX, STEP = "Sigmoid", "Exp", "Identity", "Softmax", "step"
 # Objective: the link of base_score, how sums become answers, and whether these are classes.
 OBJECTIVES = {
@@ -110,6 +111,13 @@ def convert(source: str, options: ConvertOptions) -> Converted:
 
 def _document(path: Path) -> Doc:
     data = read_input(path)
+    if data.startswith(OLD):
+        raise InputError(
+            "XGBoost's old binary format, which XGBoost itself has given up",
+            where=path,
+            expected="a .json or .ubj model",
+            hint="load it with an XGBoost before 3.1 and save it as .json or .ubj",
+        )
     if data.lstrip()[:2] in (b'{"', b"{\n", b"{\r", b"{ ", b"{\t", b"{}"):
         try:
             value = json.loads(data)
@@ -285,7 +293,7 @@ def _compare(converted: Converted, path: Path) -> None:
         import xgboost
     except ImportError:
         return
-    booster = xgboost.Booster(model_file=str(path))
+    booster = xgboost.Booster(model_file=bytearray(path.read_bytes()))  # of files it believes the name
     signature = (converted.signatures or {})["serving_default"]
 
     def reference(name: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
