@@ -63,7 +63,11 @@ OBJECTIVES = {
 
 def _matches(seen: Seen) -> bool:
     head = seen.head.lstrip()
-    return (head[:1] == b"{" and b"learner" in head[:64]) or b'"gradient_booster"' in head[:2048]
+    return (
+        head.startswith(OLD)
+        or (head[:1] == b"{" and b"learner" in head[:64])
+        or b'"gradient_booster"' in head[:2048]
+    )
 
 
 def convert(source: str, options: ConvertOptions) -> Converted:
