@@ -56,12 +56,15 @@ def _limit(limits: Mapping[str, int]) -> None:
 
 
 def _most_memory_kib() -> int:
-    """The largest resident size of this process so far; 0 where the system does not tell."""
-    if sys.platform == "win32":
-        return 0
-    import resource
+    """The largest resident size of this process so far; 0 where the system does not tell.
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    getrusage would count the parent, whose memory the child had before it became another program.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
 
 
 def attempt(kind: Kind, source: str, options: ConvertOptions, directory: Path) -> dict[str, Any]:
