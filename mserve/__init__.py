@@ -23,14 +23,17 @@ __all__ = ["__version__", "export", "load"]
 def export(source: Any, base_path: str | os.PathLike[str], **options: Any) -> Export:
     """Export a model as a new, immutable version of `base_path`.
 
-    `source` is the path of an ONNX file or an `onnx.ModelProto`; or a table: the path of a CSV
+    `source` is the path of a model that `mserve export --list` names, or a live object of a
+    framework in that list (an `onnx.ModelProto`, a Booster); or a table: the path of a CSV
     file or an npz archive, or arrays by column, one of which is `key`. Keywords: `version` (a
     number, "auto" or "time"; training jobs pass their global step), `name`,
     `signatures` (by name, or the path of a TOML file), `assets` (paths), `golden` (a
     number of rows, an npz path, or arrays by input name), `meta` (text by key),
     `shard_bytes`, `dedup` (share equal shards with earlier versions), `partitioned`
-    (globs of npy or npz files by weight), `kind` ("onnx" or "table"), `key` (the key
-    column of a table). Returns the published version's path, number and metagraph.
+    (globs of npy or npz files by weight), `kind` (a name in that list), `key` (the key
+    column of a table); and, for what must be converted, those of
+    `exporters.kinds.ConvertOptions`: `example` (inputs by name), `check`, `tol`, `labels`,
+    `trust` and so on. Returns the published version's path, number and metagraph.
 
     Raises mserve.errors.MserveError subclasses; nothing is published then.
     """

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from ..numerics import parse_size
-from . import _output
+from . import _export_options, _output
 from ._output import emit_json
 
 if TYPE_CHECKING:
@@ -18,40 +16,41 @@ if TYPE_CHECKING:
 
 
 def command(
-    source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="The model: an ONNX file, or a .csv or .npz table.")
-    ],
-    base_path: Annotated[Path, typer.Argument(metavar="BASE_PATH", help="Where the model's versions lie.")],
-    kind: Annotated[
-        str, typer.Option("--from", metavar="KIND", help="onnx or table; default: told by the source.")
-    ] = "",
-    key: Annotated[
-        str, typer.Option(help="The key column of a table; default: key, or the first column of a CSV file.")
-    ] = "",
-    version: Annotated[str, typer.Option(help="A number, auto (the next) or time (Unix time).")] = "auto",
-    name: Annotated[str, typer.Option(help="The model's name; default: the base path's.")] = "",
-    signatures: Annotated[
-        Path | None, typer.Option(help="A TOML file of signatures; default: derived from the graph.")
-    ] = None,
-    asset: Annotated[
-        list[str] | None, typer.Option(help="PATH or PATH=NAME of a file to ship; repeatable.")
-    ] = None,
-    golden: Annotated[
-        str | None,
-        typer.Option(help="Inputs to record answers for: an npz file, or a number of rows to draw."),
-    ] = None,
-    meta: Annotated[list[str] | None, typer.Option(help="KEY=VALUE for the provenance; repeatable.")] = None,
-    dedup: Annotated[
-        bool, typer.Option("--dedup", help="Share equal shards with earlier versions by hard links.")
-    ] = False,
-    partitioned: Annotated[
-        list[str] | None,
-        typer.Option(help="NAME=GLOB of npy or npz files with a weight's rows; repeatable."),
-    ] = None,
-    shard_size: Annotated[str, typer.Option(help="Largest shard of small tensors: 512MiB, 1GB.")] = "1GiB",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    source: _export_options.Source = None,
+    base_path: _export_options.BasePath = None,
+    kind: _export_options.From = "",
+    key: _export_options.Key = "",
+    version: _export_options.Version = "auto",
+    name: _export_options.Name = "",
+    signatures: _export_options.Signatures = None,
+    asset: _export_options.Asset = None,
+    golden: _export_options.Golden = None,
+    meta: _export_options.Meta = None,
+    dedup: _export_options.Dedup = False,
+    partitioned: _export_options.Partitioned = None,
+    shard_size: _export_options.ShardSize = "1GiB",
+    input_: _export_options.Input = None,
+    output: _export_options.Output = None,
+    opset: _export_options.Opset = 0,
+    example: _export_options.Example = None,
+    check: _export_options.Check = None,
+    tol: _export_options.Tol = 1e-5,
+    task: _export_options.Task = "",
+    clip: _export_options.Clip = "",
+    features: _export_options.Features = 0,
+    labels: _export_options.Labels = None,
+    weights: _export_options.WeightsFile = None,
+    trust: _export_options.Trust = False,
+    no_isolate: _export_options.NoIsolate = False,
+    list_kinds: _export_options.ListKinds = False,
+    as_json: _export_options.AsJson = False,
 ) -> None:
     """Export a model as a new, immutable version of BASE_PATH."""
+    if list_kinds:
+        _export_options.show_kinds(as_json=as_json)
+        return
+    if source is None or base_path is None:
+        raise UsageError("export needs a source and a base path", expected="mserve export SOURCE BASE_PATH")
     from ..exporters.pipeline import Options, export
 
     options = Options(
@@ -66,6 +65,19 @@ def command(
         shard_bytes=parse_size(shard_size),
         kind=kind,
         key=key,
+        input=tuple(input_ or ()),
+        output=tuple(output or ()),
+        opset=opset,
+        example=example,
+        check=check,
+        tol=tol,
+        task=task,
+        clip=_export_options.parse_clip(clip),
+        features=features,
+        labels=labels,
+        weights=weights,
+        trust=trust,
+        isolate=not no_isolate,
     )
     _show(export(source, base_path, options), base_path, as_json=as_json)
 

@@ -13,8 +13,7 @@ import hashlib
 import mmap
 import os
 import stat
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +23,10 @@ from ..format.graph import MAX_DIMS
 from ..format.inner import checkable, inner_tensors
 from ..format.metagraph import PREFIX
 from ..format.shards import Tensor, chunked
-from ..tensors import BY_ONNX, DTYPES, Array, Signature
+from ..tensors import BY_ONNX, DTYPES
 from ..wire import protobuf
+from . import partitions
+from .kinds import Kind, Seen, Source
 from .partitions import PartitionedTensor
 
 if TYPE_CHECKING:
@@ -33,25 +34,6 @@ if TYPE_CHECKING:
 
 INLINE_BYTES = 4096
 MAX_PROTO_BYTES = 2**31 - 1
-
-
-@dataclass(slots=True)
-class Source:
-    """A model taken apart. `graph` refers to `tensors` by name; `origin` is for provenance.
-
-    A source that knows more than its graph says has a `signature`, inputs to `draw` golden
-    rows from, by tensor, and how many `golden_rows` it wants unless the user says. `notes` are
-    sentences for the user.
-    """
-
-    graph: onnx.ModelProto
-    tensors: list[Tensor]
-    origin: dict[str, str]
-    name: str
-    signature: Signature | None = None
-    draw: Callable[[int], Mapping[str, Array]] | None = None
-    golden_rows: int = 1
-    notes: tuple[str, ...] = ()
 
 
 def read(source: Any, partitioned: Mapping[str, PartitionedTensor] | None = None) -> Source:
@@ -374,3 +356,23 @@ def _check(model: onnx.ModelProto, tensors: list[Tensor], where: str) -> None:
             found=" ".join(str(error).split())[:500],
             hint="mend the converter that made it; onnx.checker.check_model reports the same",
         ) from error
+
+
+def _matches(seen: Seen) -> bool:
+    from ..foreign import detect
+
+    return seen.is_file and detect.detect(seen.path).format == detect.ONNX
+
+
+def _accepts(source: Any) -> bool:
+    return type(source).__module__.startswith("onnx.") and type(source).__name__ == "ModelProto"
+
+
+KIND = Kind(
+    name="onnx",
+    what="an ONNX file",
+    matches=_matches,
+    read=lambda source, options: read(source, partitions.find(options.partitioned)),
+    options=("partitioned",),
+    accepts=_accepts,
+)

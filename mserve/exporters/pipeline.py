@@ -1,30 +1,31 @@
 """Export: a trained model becomes one published version of a base path.
 
-The steps, in order: take the source apart; stage a temporary directory; write the
-shards; load the staged files with the runtime that will serve them; settle the
-signatures by running them; record golden samples; write and seal `export.meta`;
-publish by one rename. An error at any step leaves nothing behind.
+The steps, in order: take the source apart, in a process of its own where it must be
+converted to ONNX first; stage a temporary directory; write the shards; load the
+staged files with the runtime that will serve them; settle the signatures by running them;
+hold a conversion to the answers of its source; record golden samples; write and seal
+`export.meta`; publish by one rename. An error at any step leaves nothing behind.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..defaults import fill_defaults
-from ..errors import InputError, ModelRefused, UnsafePath, UsageError
+from ..errors import InputError, ModelRefused, UsageError
 from ..examples import generate
-from ..files import read_text
 from ..format import GOLDEN_FILE, META_FILE, FileRecord, MetaGraph
 from ..format import golden as golden_file
 from ..format.golden import Golden
 from ..format.graph import DIGEST_KEY, read_graph
 from ..format.hazards import across_rows, integer_divisions
-from ..format.layout import MAX_VERSION, OWN_ASSETS, safe_relative
+from ..format.layout import MAX_VERSION
 from ..format.metagraph import parse, seal
 from ..format.prune import Parts
 from ..format.shards import DEFAULT_SHARD_BYTES, Placed
@@ -32,27 +33,27 @@ from ..format.writer import Staging, stage
 from ..numerics import compare
 from ..runtime.engines import RUN_S, Engine, engines_for, time_limit
 from ..runtime.weights import Weights, map_file
-from ..tensors import ANY_DIM, DEFAULT_SIGNATURE, Array, Signature, check_inputs, plain_text
-from . import onnx_model, partitions, signatures, table
-from .onnx_model import Source
+from ..tensors import DEFAULT_SIGNATURE, Array, Signature, check_inputs, plain_text
+from . import conversion, signatures, sources, verify
+from .assets import asset_names, check_labels
+from .kinds import COMMON, ConvertOptions, Source
 
 if TYPE_CHECKING:
     import onnx
 
-KINDS = ("onnx", "table")
 SHOWN_NODES = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class Options(ConvertOptions):
     """How to export; the command line's flags and `mserve.export`'s keywords.
 
     `version` is a number, "auto" (the next) or "time" (the Unix time). `golden` is a
     number of rows to draw, or arrays by input alias for the default signature; None
     draws one row where the model runs on made-up inputs. `dedup` shares equal shards with
     earlier versions by hard links. `partitioned` names weights whose values lie in several
-    npy or npz files: a glob for each. `kind` is one of KINDS, "" to tell by the source; `key`
-    names the key column of a table.
+    npy or npz files: a glob for each. `kind` names one of `sources.kinds()`, "" to tell by the source; `key`
+    names the key column of a table. The rest is how a source that is not ONNX is converted.
     """
 
     version: int | str = "auto"
@@ -66,6 +67,14 @@ class Options:
     partitioned: Mapping[str, str] = field(default_factory=dict)
     kind: str = ""
     key: str = ""
+
+
+# Options that only some kinds take, and what they are when nobody sets them.
+_BY_KIND = {
+    f.name: f.default_factory() if callable(f.default_factory) else f.default
+    for f in (*fields(ConvertOptions), *fields(Options))
+    if f.name in ("partitioned", "key") or (f in fields(ConvertOptions) and f.name not in COMMON)
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,27 +92,36 @@ class Export:
 
 
 def export(source: Any, base_path: str | os.PathLike[str], options: Options) -> Export:
-    """Export an ONNX file, an `onnx.ModelProto` or a table as a new version of `base_path`.
+    """Export a source of any kind that `sources` knows as a new version of `base_path`.
 
-    Raises InputError (bad source), UsageError (bad options, version exists),
-    EnvironmentProblem (cannot write, disk full).
+    Raises InputError (bad source), UsageError (bad options, version exists, code that
+    nobody trusts), FindingError (a conversion that answers otherwise than its source),
+    EnvironmentProblem (cannot write, disk full, missing extra).
     """
     version = parse_version(options.version)
     _check_text(options)
     base = Path(base_path)
-    assets = _asset_names(options.assets)
-    parts = _read(source, options)
-    with stage(base, version) as staging:
+    assets: dict[str, Path | bytes] = {**asset_names(options.assets)}
+    with _taken(source, options) as parts, stage(base, version) as staging:
+        assets = {**{f"assets/{name}": data for name, data in parts.assets.items()}, **assets}
         shards, placed = staging.write_shards(parts.tensors, options.shard_bytes)
         _refer(parts.graph, placed)
         where = str(source) if isinstance(source, str | os.PathLike) else "the model object"
         given = options.signatures
-        if given is None and parts.signature:
-            given = {DEFAULT_SIGNATURE: parts.signature}
+        if given is None and parts.signatures:
+            given = {name: replace(s, batch_axis=None) for name, s in parts.signatures.items()}
         proposed = _proposed(parts.graph, given, where)
-        _check_labels(proposed, assets)
+        check_labels(proposed, assets)
         engines = _open(parts.graph, proposed, staging, shards, where)
         chosen, sizes, notes = _settled(proposed, engines)
+        if parts.conversion:
+            if options.signatures is None:
+                chosen = verify.keep_promises(parts.signatures or {}, chosen, sizes)
+                own, running = chosen, engines
+            else:
+                own = dict(parts.signatures or {})
+                running = _open(parts.graph, own, staging, shards, where)
+            notes += _verified(parts, own, running, options)
         notes += [*_hazards(parts.graph, proposed, chosen), *parts.notes]
         notes += signatures.left_out(parts.graph.graph) if given is None else []
         samples, note = _golden(options.golden, parts, chosen, sizes, engines)
@@ -114,7 +132,7 @@ def export(source: Any, base_path: str | os.PathLike[str], options: Options) -> 
             shards=shards,
             assets=tuple(staging.add_file(path, name) for name, path in sorted(assets.items())),
             golden=staging.add_file(golden_file.pack(samples), GOLDEN_FILE) if samples else None,
-            provenance=_provenance(parts.origin, options.meta),
+            provenance=_provenance(parts, options.meta),
         )
         meta = _serialise(parts.graph, metagraph)
         staging.add_file(meta, META_FILE)
@@ -124,17 +142,21 @@ def export(source: Any, base_path: str | os.PathLike[str], options: Options) -> 
     return Export(target, int(target.name), parse(meta, target / META_FILE), size, shared, tuple(notes))
 
 
-def _read(source: Any, options: Options) -> Source:
-    """Take the source apart, by the kind that the user names, or that it looks like."""
-    if options.kind not in ("", *KINDS):
-        raise UsageError("no such kind of source", expected=", ".join(KINDS), found=options.kind)
-    if (options.kind or KINDS[table.is_table(source)]) == "table":
-        if options.partitioned:
-            raise UsageError("a table has no partitioned weights", found=", ".join(options.partitioned))
-        return table.read(source, options.key)
-    if options.key:
-        raise UsageError("only a table has a key column", found=options.key)
-    return onnx_model.read(source, partitions.find(options.partitioned))
+@contextmanager
+def _taken(source: Any, options: Options) -> Iterator[Source]:
+    """The source, converted where it is not ONNX, and taken apart."""
+    kind = sources.named(options.kind) if options.kind else sources.kind_of(source)
+    given = {name: getattr(options, name) != default for name, default in _BY_KIND.items()}
+    conversion.check_options(kind, given)
+    if kind.read is not None:
+        yield kind.read(source, options)
+        return
+    named = isinstance(source, str | os.PathLike)
+    options = options if named else replace(options, trust=True)  # an object of this process has run already
+    sources.check_ready(kind, where=source if named else type(source).__name__, trust=options.trust)
+    asked = ConvertOptions(**{f.name: getattr(options, f.name) for f in fields(ConvertOptions)})
+    with conversion.converted(kind, source, asked) as parts:
+        yield parts
 
 
 def _check_text(options: Options) -> None:
@@ -161,33 +183,6 @@ def parse_version(version: int | str) -> int | None:
     if number > MAX_VERSION:
         raise UsageError("bad version", expected=f"at most {MAX_VERSION}", found=number)
     return number
-
-
-def _asset_names(assets: Sequence[str | os.PathLike[str]]) -> dict[str, Path]:
-    """Where each asset goes: `assets/<name>`. An asset is PATH or PATH=NAME."""
-    named: dict[str, Path] = {}
-    for asset in assets:
-        text, _, name = os.fspath(asset).partition("=")
-        path = Path(text)
-        target = f"assets/{name or path.name}"
-        if not path.is_file():
-            raise UsageError("an asset is not a file", where=path)
-        if reason := _unfit(target, named):
-            raise UsageError("an asset cannot be stored", where=path, found=f"{target}: {reason}")
-        named[target] = path
-    return named
-
-
-def _unfit(target: str, named: Mapping[str, Path]) -> str:
-    """Why an asset cannot have this place, or "". A name may be neither a file nor a directory of others."""
-    try:
-        safe_relative(target, "")
-    except UnsafePath:
-        return "the name leads out of the bundle"
-    if f"{target}/".startswith(f"{OWN_ASSETS}/"):
-        return "the name is reserved"
-    nested = any(f"{target}/".startswith(f"{n}/") or n.startswith(f"{target}/") for n in named)
-    return "the name is taken" if nested else ""
 
 
 def _refer(model: onnx.ModelProto, placed: Mapping[str, Placed]) -> None:
@@ -257,30 +252,6 @@ def _proposed(
     return named
 
 
-def _check_labels(proposed: Mapping[str, Signature], assets: Mapping[str, Path]) -> None:
-    """The label files that outputs name are shipped, and have a line for each entry of the last axis."""
-    for name, signature in proposed.items():
-        for alias, spec in signature.outputs.items():
-            if not spec.labels:
-                continue
-            where = f"signature {name}.outputs.{alias}"
-            path = assets.get(f"assets/{spec.labels}")
-            if path is None:
-                known = ", ".join(n.removeprefix("assets/") for n in assets) or "no assets"
-                hint = f"ship it: --asset PATH={spec.labels}"
-                raise UsageError(
-                    "no such label file", where=where, expected=known, found=spec.labels, hint=hint
-                )
-            lines, last = len(read_text(path).splitlines()), (spec.shape or (ANY_DIM,))[-1]
-            if isinstance(last, int) and last != lines:
-                raise UsageError(
-                    "the label file does not fit",
-                    where=where,
-                    expected=f"{last} lines",
-                    found=f"{lines} lines",
-                )
-
-
 def _settled(
     proposed: Mapping[str, Signature], engines: Mapping[str, Engine]
 ) -> tuple[dict[str, Signature], dict[str, int | None], list[str]]:
@@ -292,6 +263,28 @@ def _settled(
         if chosen[name].batch_axis is None and any(s.pad for s in signature.inputs.values()):
             notes.append(f"{name}: requests run alone, so that nothing is padded")
     return chosen, sizes, notes
+
+
+def _verified(
+    parts: Source, own: Mapping[str, Signature], engines: Mapping[str, Engine], options: Options
+) -> list[str]:
+    """Hold the conversion to its source's answers, note the error in its facts, and say so."""
+    trials = list(parts.trials)
+    checked = verify.trials_of(Path(options.check), own) if options.check is not None else []
+    runs = {name: _runner(engine) for name, engine in engines.items()}
+    verdict = verify.verify([*trials, *checked], own, runs, options.tol)
+    facts = parts.conversion["facts"]
+    against = " and ".join(x for x in (facts["compared_with"], "the check file" if checked else "") if x)
+    facts |= {
+        "max_error": verdict.error,
+        "tolerance": options.tol,
+        "rows": verdict.rows,
+        "compared_with": against,
+    }
+    if verdict.error is None:
+        way = parts.conversion["pip"] or "install its framework"
+        return [f"not compared with its source's own answers: {way}, or give --check reference.npz"]
+    return [f"answers equal those of {against} within {verdict.error:.2g} ({verdict.rows} rows)"]
 
 
 def _hazards(
@@ -358,7 +351,7 @@ def _drawn(parts: Source, signature: Signature, rows: int, free: int | None) -> 
     return {alias: drawn[spec.name] for alias, spec in signature.inputs.items()}
 
 
-def _provenance(origin: Mapping[str, str], meta: Mapping[str, str]) -> dict[str, Any]:
+def _provenance(parts: Source, meta: Mapping[str, str]) -> dict[str, Any]:
     """Who wrote the bundle, from what. A time stands in it only if asked for: same input, same bytes."""
     import onnx
 
@@ -366,10 +359,12 @@ def _provenance(origin: Mapping[str, str], meta: Mapping[str, str]) -> dict[str,
 
     facts: dict[str, Any] = {
         "creator": f"mserve {__version__}",
-        "source": dict(origin),
+        "source": dict(parts.origin),
         "versions": {"onnx": onnx.__version__},
     }
-    if origin["kind"] == "onnx":
+    if parts.conversion:
+        facts["conversion"] = parts.conversion["facts"]
+    if parts.origin["kind"] != "table":
         import onnxruntime  # the engine that has run the model
 
         facts["versions"]["onnxruntime"] = onnxruntime.__version__

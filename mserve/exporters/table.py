@@ -18,10 +18,11 @@ from ..format.digests import file_digest
 from ..format.golden import read_npz
 from ..format.shards import Tensor
 from ..runtime import table as engine
-from ..tensors import DTYPES, Array, Signature, TensorSpec, dtype_of
+from ..tensors import DEFAULT_SIGNATURE, DTYPES, Array, Signature, TensorSpec, dtype_of
 from .columns import Columns, Text, column, sorted_column, sorted_numbers, sorted_text
 from .csv_file import read_csv
-from .onnx_model import INLINE_BYTES, Source
+from .kinds import Kind, Source
+from .onnx_model import INLINE_BYTES
 
 if TYPE_CHECKING:
     import onnx
@@ -56,7 +57,7 @@ def read(source: Any, key: str = "") -> Source:
         tensors += sorted_column(name, one, order)
     signature = _signature(table.key, keys, values)
     model, stored = _model(signature, tensors)
-    parts = Source(model, stored, {"kind": "table"}, "", signature)
+    parts = Source(model, stored, {"kind": "table"}, "", {DEFAULT_SIGNATURE: signature})
     parts.draw, parts.golden_rows = lambda rows: _draw(keys, values, rows), GOLDEN_ROWS
     if not isinstance(source, Mapping):
         path = Path(source)
@@ -238,3 +239,13 @@ def _absent_integer(keys: Array) -> int:
     known = np.unique(keys[keys >= 0])
     gap = np.flatnonzero(known != np.arange(len(known)))
     return int(gap[0]) if len(gap) else len(known)
+
+
+KIND = Kind(
+    name="table",
+    what="a table (.csv or .npz)",
+    matches=lambda seen: is_table(seen.text),
+    read=lambda source, options: read(source, options.key),
+    options=("key",),
+    accepts=is_table,
+)
