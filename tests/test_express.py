@@ -18,6 +18,7 @@ import pytest
 from onnx import helper
 
 import mserve
+from mserve.errors import ExecutionFailed
 from mserve.server.access import Access
 from mserve.server.app import Server
 from mserve.server.config import Source, load
@@ -39,8 +40,8 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[Express]:
     begun: list[Express] = []
     begin = Express.begin
 
-    def noted(self: Express, size: int, timeout_ns: int = 0) -> None:
-        begin(self, size, timeout_ns)
+    def noted(self: Express, timeout_ns: int = 0) -> None:
+        begin(self, timeout_ns)
         begun.append(self)
 
     monkeypatch.setattr(Express, "begin", noted)
@@ -333,3 +334,103 @@ def test_grpc_goes_the_same_way(tmp_path: Path, taken: list[Express]) -> None:
             await listener.stop(1.0)
 
     asyncio.run(main())
+
+
+def predict(body: bytes, *lines: str) -> bytes:
+    """A predict request."""
+    http = ["POST /v1/models/m:predict HTTP/1.1", "Host: here", f"Content-Length: {len(body)}", *lines]
+    return "\r\n".join([*http, "", ""]).encode() + body
+
+
+PREDICTS = [
+    ("rows", b'{"instances": [[1, 2.5], [3, 4]]}'),
+    ("rows with names", b'{"instances": [{"x": [1, 2]}, {"x": [3, 4]}]}'),
+    ("columns", b'{"inputs": [[1, 2]]}'),
+    ("named columns", b'{"inputs": {"x": [[1, 2]]}, "signature_name": "serving_default"}'),
+    ("chosen outputs", b'{"instances": [[1]], "outputs": ["y"]}'),
+    ("no rows", b'{"instances": []}'),
+    ("rows without values", b'{"instances": [[], []]}'),
+    ("numbers that JSON lacks", b'{"instances": [[NaN, Infinity]]}'),
+    ("a long answer", b'{"instances": [[%b]]}' % b",".join([b"1.25"] * 5000)),
+    ("a body that stops", b'{"instances": [[1, 2'),
+    ("a ragged list", b'{"instances": [[1, 2], [3]]}'),
+    ("text for numbers", b'{"instances": [["a"]]}'),
+    ("true for a number", b'{"instances": [[true]]}'),
+    ("neither form", b'{"rows": [[1]]}'),
+    ("an unknown signature", b'{"instances": [[1]], "signature_name": "none"}'),
+    ("an unknown output", b'{"instances": [[1]], "outputs": ["z"]}'),
+    ("an array", b"[1]"),
+]
+
+
+@pytest.mark.parametrize(("what", "body"), PREDICTS, ids=[what for what, _ in PREDICTS])
+@pytest.mark.parametrize("coded", ["identity", "gzip"])
+def test_predict_answers_as_on_the_long_way(
+    tmp_path: Path, taken: list[Express], what: str, body: bytes, coded: str
+) -> None:
+    good = b'{"instances": [[1, 2]]}'.ljust(len(body))
+    line = f"Accept-Encoding: {coded}"
+
+    async def scene(server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        long, long_writer = await asyncio.open_connection(*writer.get_extra_info("peername"))
+        long_writer.write(predict(body, line))
+        before = len(taken)
+        expected = await answer(long)
+        assert len(taken) == before
+        good_first = good if len(good) == len(body) else body
+        for _ in range(3):  # the same head, which opens the express way
+            writer.write(predict(good_first, line))
+            await answer(reader)
+        opened = len(taken)
+        writer.write(predict(body, line))
+        assert await answer(reader) == expected
+        if len(good) == len(body):
+            assert opened > before
+        if expected[0][0] == b"HTTP/1.1 200 OK":
+            assert len(taken) == opened + 1
+        assert server.peers.received == 0
+        long_writer.close()
+
+    play(tmp_path, scene)
+
+
+def test_a_strict_server_reads_every_predict_request_the_long_way(
+    tmp_path: Path, taken: list[Express]
+) -> None:
+    async def scene(server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        good, odd = b'{"instances": [[1.0]]}', b'{"instances": [[NaN]]}'
+        for body in (good, good, good, odd):
+            writer.write(predict(body))
+            head, _ = await answer(reader)
+        assert head[0].startswith(b"HTTP/1.1 200")
+        before = len(taken)
+        server._tfs.strict = True
+        for body, code in ((good, b"200"), (odd, b"400")):
+            writer.write(predict(body))
+            head, _ = await answer(reader)
+            assert head[0].split()[1] == code
+        assert len(taken) == before
+
+    play(tmp_path, scene)
+
+
+def test_a_model_that_fails_tells_why_on_either_way(tmp_path: Path, taken: list[Express]) -> None:
+    async def scene(server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for _ in range(3):
+            writer.write(predict(b'{"instances": [[1.0]]}'))
+            await answer(reader)
+        before = len(taken)
+        servable = server.reconciler.models["m"].default
+        assert servable is not None
+
+        def broken(*_: object, **__: object) -> None:
+            raise ExecutionFailed("the model failed on these inputs", found="a broken operator")
+
+        servable.compute = broken  # type: ignore[method-assign, assignment]
+        writer.write(predict(b'{"instances": [[2.0]]}'))
+        head, body = await answer(reader)
+        assert len(taken) == before + 1
+        assert head[0].split()[1] == b"500"
+        assert b"a broken operator" in body
+
+    play(tmp_path, scene)

@@ -145,11 +145,11 @@ class Server:
         self.request_log = _request_log(config)
         if self.request_log is not None:
             self.calls.observers.append(self.request_log.observe)
-        self._tfs = TfsRest(self.calls, self.peers)
-        protocol = Oip(self.calls, self.reconciler, self.unready)
         # Who writes every request down asks for more than the express way knows.
-        plain = not self.access_log and self.request_log is None
-        self._oip = OipRest(protocol, self.peers, self._admit if plain else None)
+        admit = self._admit if not self.access_log and self.request_log is None else None
+        self._tfs = TfsRest(self.calls, self.peers, admit)
+        protocol = Oip(self.calls, self.reconciler, self.unready)
+        self._oip = OipRest(protocol, self.peers, admit)
         self._oip_grpc = OipGrpc(protocol, self.peers)
         self._apply(config)
 

@@ -195,7 +195,7 @@ class Calls:
     def _answer(self, call: Call) -> None:
         if call.done:
             return
-        if _size(call.results) > LOOP_BYTES:
+        if size_of(call.results) > LOOP_BYTES:
             self.spawn(self._encode_slowly(call))
             return
         try:
@@ -254,7 +254,7 @@ def as_error(error: Exception, what: str) -> MserveError:
     return MserveError("internal error", found=repr(error)[:200])
 
 
-def _size(results: Sequence[Sequence[Array]]) -> int:
+def size_of(results: Sequence[Sequence[Array]]) -> int:
     """Bytes that outputs take about as text: strings are of unknown length."""
     size = 0
     for outputs in results:

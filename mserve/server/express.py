@@ -4,7 +4,8 @@ The long way has an object for each side of a request: an Exchange for the conne
 Call for the protocol, an Entry for the batcher, a Response for the wire, and each asks
 what most requests of a client have in common. Where a request's head and what it says of
 its tensors have come before and the version knows them (`Plans`), one Express stands for
-all of these.
+all of these. The rows of a JSON request come first here, too: what it holds is read and
+checked anew, and only what stands around that is known.
 
 What may differ from request to request is asked each time: whether the client is
 admitted, which version answers, whether there is room, the deadline, the request's id.
@@ -25,36 +26,32 @@ from ..errors import MserveError
 from ..front import Query
 from ..loader.servable import Servable
 from ..tensors import Array
-from ..wire.oip_plan import Plan
-from .calls import READ_BYTES, Call, Calls
+from .calls import Call, Calls
 
 
 class Express(Entry):
     """An entry of the batcher that is a call, too, as far as counters and the recorder ask."""
 
-    __slots__ = ("_long", "calls", "model", "plan", "request_id", "start_ns")
+    __slots__ = ("_long", "calls", "model", "request_id", "start_ns")
 
     protocol: ClassVar[str]
     request_id: str
 
-    def __init__(self, calls: Calls, model: str, servable: Servable, plan: Plan, start_ns: int) -> None:
-        """`start_ns` is when the request's last byte came. A subclass sets `request_id` and `inputs`."""
+    def __init__(self, calls: Calls, model: str, servable: Servable, start_ns: int) -> None:
+        """`start_ns` is when the request's last byte came. A subclass sets `request_id`, and what the
+        batcher asks for: `signature`, `inputs`, `rows`, `alone`.
+        """
         self.calls = calls
         self.model = model
-        self.plan = plan
         self.start_ns = start_ns
         self._long: Call | None = None
-        # What the batcher asks for.
         self.servable = servable
-        self.signature, self.rows, self.alone = plan.signature, plan.rows, plan.alone
         self.cancelled = False
         self.started_ns = self.ended_ns = self.nbytes = self.batch = 0
 
-    def begin(self, size: int, timeout_ns: int = 0) -> None:
-        """Queue it; `size` bytes came. Raises Overloaded."""
+    def begin(self, timeout_ns: int = 0) -> None:
+        """Queue it. Raises Overloaded."""
         front = self.calls.front
-        if size > READ_BYTES:
-            front.executor.check_room(self.servable)
         self.arrived_ns = time.monotonic_ns()
         self.deadline_ns = self.start_ns + min(timeout_ns or front.timeout_ns, front.timeout_ns)
         front.executor.submit(self)
@@ -79,8 +76,8 @@ class Express(Entry):
         """As `Call.code`."""
 
     @abstractmethod
-    def encode(self, outputs: Sequence[Array]) -> bytes | None:
-        """The answer; None where it must be made the long way."""
+    def encode(self, outputs: Sequence[Array]) -> Any:
+        """The answer, for `send`; None where it must be made the long way."""
 
     @abstractmethod
     def send(self, answer: Any) -> None:
@@ -90,9 +87,16 @@ class Express(Entry):
     def make(self) -> Call:
         """The call that it would be, had it come the long way."""
 
+    def prepare(self, call: Call) -> None:
+        """Have the call read its message."""
+        call.parse()
+
     def reply(self, result: Sequence[Array] | MserveError) -> None:
         """The end of it, for the batcher."""
-        answer = None if isinstance(result, MserveError) else self.encode(result)
+        try:
+            answer = None if isinstance(result, MserveError) else self.encode(result)
+        except Exception:  # the long way will say why
+            answer = None
         if answer is None:
             self.calls.finish(self._made(), result)
         else:
@@ -107,7 +111,7 @@ class Express(Entry):
         if self._long is None:
             self._long = call = self.make()
             call.servable = self.servable
-            call.parse()
+            self.prepare(call)
             call.queried = (Query(self.signature, self.inputs, self.rows),)
             call.parsed_ns, call.entries = self.arrived_ns, (self,)
         return self._long

@@ -25,7 +25,7 @@ from ..wire.oip_known import Asked, Reader
 from ..wire.oip_plan import Plan, shapes_of
 from ..wire.protobuf import encode_bytes
 from . import oip
-from .calls import LOOP_BYTES, Call, Calls, as_error
+from .calls import LOOP_BYTES, READ_BYTES, Call, Calls, as_error
 from .exchange import Cancel
 from .express import Express
 from .http import PIPELINE_MAX
@@ -101,15 +101,17 @@ class Infer(Call):
 class InferExpress(Express):
     """ModelInfer of which everything but the tensors is known."""
 
-    __slots__ = ("_asked", "_context", "_reply")
+    __slots__ = ("_asked", "_context", "_reply", "plan")
 
     protocol = Infer.protocol
 
     def __init__(
         self, calls: Calls, asked: Asked, context: Context, reply: RpcReply, *, servable: Servable, plan: Plan
     ) -> None:
-        super().__init__(calls, asked.known.model, servable, plan, context.start_ns)
+        super().__init__(calls, asked.known.model, servable, context.start_ns)
         self.request_id = context.request_id
+        self.plan = plan
+        self.signature, self.rows, self.alone = plan.signature, plan.rows, plan.alone
         self._asked, self._context, self._reply = asked, context, reply
 
     def code(self, error: MserveError | None) -> str:
@@ -183,14 +185,14 @@ class OipGrpc:
         if size <= LOOP_BYTES and not self._calls.observers:
             try:
                 body = self._reader.read(rpc.message)
-                if express := self._express(body, rpc.context, reply):
-                    express.begin(size, rpc.context.timeout_ns)
+                if express := self._express(body, size, rpc.context, reply):
+                    express.begin(rpc.context.timeout_ns)
                     return express.cancel
             except MserveError:
                 pass  # the long way will say why
         return self._calls.begin(Infer(body, rpc.context, reply, self._reader), size)
 
-    def _express(self, asked: Asked, context: Context, reply: RpcReply) -> InferExpress | None:
+    def _express(self, asked: Asked, size: int, context: Context, reply: RpcReply) -> InferExpress | None:
         """A request that may go the express way; None where it may not. Raises MserveError."""
         known = asked.known
         if not asked.key:
@@ -199,6 +201,8 @@ class OipGrpc:
         plan = servable.plans.find_key(asked.key)
         if plan is None or plan.timed or (inputs := plan.inputs_of(asked.raw)) is None:
             return None
+        if size > READ_BYTES:
+            self._calls.front.executor.check_room(servable)
         express = InferExpress(self._calls, asked, context, reply, servable=servable, plan=plan)
         express.inputs = inputs
         return express

@@ -32,7 +32,7 @@ from .exchange import Cancel, Reply, error_response
 from .oip import Oip
 from .peers import Peers
 from .rest import RestCall, content, context_of
-from .rest_express import Admit, Lane, Make
+from .rest_express import Admit, InferLane, Make
 
 _MODEL = re.compile(r"/v2/models/([^/]+)(?:/(?:versions|labels)/([^/]+))?(?:/(ready|infer|config|stats))?/?")
 _REPOSITORY = re.compile(r"/v2/repository/models/([^/]+)/(load|unload)/?")
@@ -136,11 +136,11 @@ class OipRest:
         call.version, call.label = version
         return call
 
-    def _infer(self, make: Make, request: Request, reply: Reply) -> Cancel:
+    def _infer(self, make: Make[Infer], request: Request, reply: Reply) -> Cancel:
         call, head = make(request, reply), request.head
         cancel = self._calls.begin(call, len(request.body))
         if head.lane is None and call.planned and self._admit is not None and not (head.coded or head.timed):
-            head.lane = Lane(self._calls, self._limits, self._admit, make, call)
+            head.lane = InferLane(self._calls, self._limits, self._admit, make, call)
         return cancel
 
     def _ready(self, _: Route) -> Response:

@@ -79,17 +79,13 @@ class RestCall(Call):
 
         `json_bytes` is how many bytes of a binary answer are JSON.
         """
-        headers, head = _good(self.servable.version, content_type, json_bytes)
-        if len(body) < COMPRESS_BYTES or not (encoding := self._accepted()):
+        headers, head = good(self.servable.version, content_type, json_bytes)
+        if len(body) < COMPRESS_BYTES or not (encoding := self.accepted()):
             return Response(200, body, content_type, headers, head)
-        headers = (*headers, ("Content-Encoding", encoding.decode()))
-        return Response(200, deflate(body, encoding), content_type, headers)
+        return compressed(body, content_type, headers, encoding)
 
-    def compresses(self) -> bool:
-        """Whether the client takes a compressed answer."""
-        return bool(self._accepted())
-
-    def _accepted(self) -> bytes:
+    def accepted(self) -> bytes:
+        """The encoding in which the client takes a large answer, b"" if none."""
         return _accepted(self.request.headers.get(b"accept-encoding", b""))
 
     def refuse(self, error: MserveError) -> Response:
@@ -99,8 +95,16 @@ class RestCall(Call):
         return str(error.http_status) if error else "200"
 
 
+def compressed(
+    body: bytes, content_type: str, headers: tuple[tuple[str, str], ...], encoding: bytes
+) -> Response:
+    """A good answer in a Content-Encoding."""
+    headers = (*headers, ("Content-Encoding", encoding.decode()))
+    return Response(200, deflate(body, encoding), content_type, headers)
+
+
 @lru_cache(maxsize=1024)
-def _good(version: int, content_type: str, json_bytes: str) -> tuple[tuple[tuple[str, str], ...], bytes]:
+def good(version: int, content_type: str, json_bytes: str) -> tuple[tuple[tuple[str, str], ...], bytes]:
     """The headers of a good answer, and what its head begins with."""
     headers: tuple[tuple[str, str], ...] = ((VERSION_HEADER, str(version)),)
     if json_bytes:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache, partial
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 from urllib.parse import unquote
 
 from ..errors import MethodNotAllowed, NotFound, RequestError
@@ -32,6 +32,7 @@ from .calls import Calls
 from .exchange import Cancel, Reply
 from .peers import Peers
 from .rest import RestCall
+from .rest_express import Admit, Make, PredictLane
 from .tfs_pages import find, metadata_json, status_json, statuses
 
 _PATH = re.compile(
@@ -75,8 +76,14 @@ class TfsRest:
     A strict one takes and answers no NaN and no Infinity.
     """
 
-    def __init__(self, calls: Calls, limits: Peers, *, strict: bool = False) -> None:
+    def __init__(
+        self, calls: Calls, limits: Peers, admit: Admit | None = None, *, strict: bool = False
+    ) -> None:
+        """`admit` raises Unauthenticated for an Authorization header that is not known; None where
+        every request must go the long way.
+        """
         self.strict = strict
+        self._admit = admit
         self._calls = calls
         self._front = calls.front
         self._limits = limits
@@ -99,17 +106,25 @@ class TfsRest:
                 f"the {what} answers another method", expected=allowed, found=request.method
             )
         if route.verb:
-            begin = partial(self._infer, route)
-            request.head.begin = begin
+            make = partial(self._call, route)
+            request.head.begin = begin = partial(self._infer, make)
             return begin(request, reply)
         reply(self._page(route))
         return None
 
-    def _infer(self, route: Route, request: Request, reply: Reply) -> Cancel:
+    def _call(self, route: Route, request: Request, reply: Reply) -> TfsRestCall:
         call = _VERBS[route.verb](request, reply, self._limits.body_max)
         call.strict = self.strict
         call.model, call.version, call.label = route.model or "", route.version, route.label
-        return self._calls.begin(call, len(request.body))
+        return call
+
+    def _infer(self, make: Make[Any], request: Request, reply: Reply) -> Cancel:
+        call, head = make(request, reply), request.head
+        cancel = self._calls.begin(call, len(request.body))
+        known = isinstance(call, Predict) and call.queried and head.lane is None
+        if known and self._admit is not None and not (head.coded or head.timed):
+            head.lane = PredictLane(self._calls, self._limits, self._admit, make, call, rest=self)
+        return cancel
 
     def _page(self, route: Route) -> Response:
         models = self._front.models
