@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .errors import RequestError
+from .sparse import entry_names
 from .tensors import ANY_DIM, DTYPES, Array, Signature, TensorSpec
 
 
@@ -24,8 +25,11 @@ def fill_defaults(signature: Signature, inputs: Mapping[str, Array]) -> Mapping[
     import numpy as np
 
     rows: tuple[int, ...] = ()
+    entries = entry_names(signature.sparse)
     if signature.batch_axis is not None:
-        counts = [x.shape[:1] for a, x in inputs.items() if a in signature.inputs and x.ndim]
+        counts = [
+            x.shape[:1] for a, x in inputs.items() if a in signature.inputs and x.ndim and a not in entries
+        ]
         if not counts:
             raise RequestError("no input tells the number of rows", expected=", ".join(signature.inputs))
         rows = counts[0]
@@ -33,6 +37,9 @@ def fill_defaults(signature: Signature, inputs: Mapping[str, Array]) -> Mapping[
     filled = dict(inputs)
     for alias, spec in absent.items():
         value = np.asarray(_default(signature, spec, inputs), DTYPES[spec.dtype].to_numpy())
+        if alias in entries:  # as many as the ids have
+            filled[alias] = np.full(known.get(str((spec.shape or ("",))[0]), 0), value)
+            continue
         shape = (spec.shape or ())[len(rows) :]
         sizes = tuple(known.get(d, -1) if isinstance(d, str) else d for d in shape)
         try:

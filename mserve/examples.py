@@ -13,11 +13,15 @@ from typing import Any
 
 from .errors import RequestError
 from .numerics import ATOL, RTOL, compare
+from .rows import join, row_count, take
+from .sparse import LENGTHS, VALUES, Sparse, entry_names, length_names
 from .tensors import DTYPES, Array, Signature, TensorSpec
 
 Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 
 _WORDS = ("a", "b", "c", "d", "e", "f", "g", "h")
+# Made-up rows of sparse inputs have at most so many entries.
+ENTRIES = 8
 _LONG_WORDS = "0 a Z " * 20
 # What floats are multiplied by. A graph may ask for the largest, the smallest or the sum of
 # all rows and go one way or the other: no threshold is far from the step between two of these.
@@ -29,16 +33,20 @@ def generate(signature: Signature, rows: int = 1, seed: int = 0, free: int = 32)
 
     Values lie in the signature's range; without one, floats in [0, 1), integers are 0 or 1
     (the only indices every table has). Strings are single letters. The same arguments
-    always give the same arrays. An input that is the length of another one is that.
+    always give the same arrays. An input that is the length of another one is that. Rows of
+    a sparse input have up to ENTRIES entries, and the first has at least one.
     """
     import numpy as np
 
     rng = np.random.default_rng(seed)
-    batched = signature.batch_axis is not None
-    arrays = {
-        alias: _fill(spec, _sizes(spec, rows if batched else free, free), rng)
-        for alias, spec in signature.inputs.items()
-    }
+    first = rows if signature.batch_axis is not None else free
+    entries, arrays = entry_names(signature.sparse), dict[str, Array]()
+    for alias, spec in signature.inputs.items():
+        if alias not in entries:
+            arrays[alias] = _fill(spec, _sizes(spec, first, free), rng)
+    for alias, sparse in signature.sparse.items():
+        arrays |= _entries(signature, alias, sparse, first, rng)
+    arrays = {alias: arrays[alias] for alias in signature.inputs}
     for alias, spec in signature.inputs.items():
         if spec.length_of and (pad := signature.inputs[spec.length_of].pad):
             arrays[alias][...] = arrays[spec.length_of].shape[pad.axis]
@@ -48,8 +56,29 @@ def generate(signature: Signature, rows: int = 1, seed: int = 0, free: int = 32)
 def generated_bytes(signature: Signature, rows: int = 1, free: int = 32) -> int:
     """How many bytes `generate` would make for the same arguments."""
     first = rows if signature.batch_axis is not None else free
-    counts = [(spec, math.prod(_sizes(spec, first, free))) for spec in signature.inputs.values()]
+    entries = entry_names(signature.sparse)
+    counts = [
+        (spec, math.prod(_sizes(spec, first * ENTRIES if alias in entries else first, free)))
+        for alias, spec in signature.inputs.items()
+    ]
     return sum(DTYPES[spec.dtype].byte_size(n) or 8 * n for spec, n in counts)
+
+
+def _entries(signature: Signature, alias: str, sparse: Sparse, rows: int, rng: Any) -> dict[str, Array]:
+    """The parts of a sparse input of so many rows."""
+    import numpy as np
+
+    most = min(ENTRIES, sparse.max_length or ENTRIES)
+    lengths = rng.integers(0, most + 1, rows)
+    lengths[:1] = np.maximum(lengths[:1], 1)
+    total = int(lengths.sum())
+    found: dict[str, Array] = {}
+    for part, name in sparse.names(alias).items():
+        spec = signature.inputs[name]
+        found[name] = _fill(spec, (total, *sparse.shape[2:]) if part == VALUES else (total,), rng)  # type: ignore[arg-type]
+        if part == LENGTHS:
+            found[name] = lengths
+    return found
 
 
 def _sizes(spec: TensorSpec, first: int, free: int) -> tuple[int, ...]:
@@ -84,9 +113,9 @@ def swayed(
     """
     tried = [(batch, outputs) for batch in _magnitudes(signature, rows) if (outputs := attempt(run, batch))]
     for (ones, one), (others, other) in combinations(tried, 2):
-        mixed = {alias: x.copy() for alias, x in ones.items()}
-        for alias, x in mixed.items():
-            x[1::2] = others[alias][1::2]
+        count = row_count(signature, ones)
+        odd = [row + count * (row % 2) for row in range(count)]
+        mixed = take(signature, join([ones, others]), odd)
         for alias, found in (attempt(run, mixed) or {}).items():
             for first, expected in enumerate((one[alias], other[alias])):
                 difference = compare(expected[first::2], found[first::2], *tolerance)
@@ -106,9 +135,12 @@ def _magnitudes(signature: Signature, rows: Mapping[str, Array]) -> list[Mapping
     """The rows as they are, and at other magnitudes, each batch once."""
     import numpy as np
 
-    batches = [rows]
+    batches, lengths = [rows], length_names(signature.sparse)
     for scale in _SCALES:
-        batch = {alias: _scaled(signature.inputs[alias], x, scale) for alias, x in rows.items()}
+        batch = {
+            alias: x if alias in lengths else _scaled(signature.inputs[alias], x, scale)
+            for alias, x in rows.items()
+        }
         if not any(all(np.array_equal(x, seen[a]) for a, x in batch.items()) for seen in batches):
             batches.append(batch)
     return batches

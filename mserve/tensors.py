@@ -8,12 +8,17 @@ size, and the same size wherever the symbol stands in one signature's inputs), o
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from .dtypes import BY_ONNX as BY_ONNX
+from .dtypes import DTYPES as DTYPES
+from .dtypes import SHORT_TYPES as SHORT_TYPES
+from .dtypes import DType as DType
 from .errors import MetaGraphMalformed, RequestError
 from .padding import Pad, Value
+from .sparse import IDS, VALUES, Sparse, check_entries, entry_names
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,69 +28,6 @@ Array: TypeAlias = "npt.NDArray[Any]"
 ANY_DIM = "?"
 Dim = int | str
 Shape = tuple[Dim, ...] | None
-
-
-@dataclass(frozen=True, slots=True)
-class DType:
-    """One element type: our name, ONNX's number, numpy's name, TensorFlow's name, width in bits.
-
-    `numpy` names a type that numpy (or ml_dtypes, for the short floats and integers)
-    knows; `bits` is 0 for strings, whose width varies.
-    """
-
-    name: str
-    onnx: int
-    numpy: str
-    tf: str
-    bits: int
-
-    def to_numpy(self) -> np.dtype[Any]:
-        """The numpy dtype; object for strings."""
-        import numpy as np
-
-        if self.numpy in SHORT_TYPES:
-            import ml_dtypes
-
-            short: np.dtype[Any] = np.dtype(getattr(ml_dtypes, self.numpy))
-            return short
-        return np.dtype(self.numpy)
-
-    def byte_size(self, elements: int) -> int:
-        """Bytes that `elements` values take when stored; sub-byte types are packed."""
-        return (elements * self.bits + 7) // 8
-
-
-# Types that numpy knows through ml_dtypes only.
-SHORT_TYPES = frozenset(
-    "bfloat16 float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz int4 uint4".split()
-)
-
-DTYPES: dict[str, DType] = {
-    d.name: d
-    for d in (
-        DType("float32", 1, "float32", "DT_FLOAT", 32),
-        DType("uint8", 2, "uint8", "DT_UINT8", 8),
-        DType("int8", 3, "int8", "DT_INT8", 8),
-        DType("uint16", 4, "uint16", "DT_UINT16", 16),
-        DType("int16", 5, "int16", "DT_INT16", 16),
-        DType("int32", 6, "int32", "DT_INT32", 32),
-        DType("int64", 7, "int64", "DT_INT64", 64),
-        DType("string", 8, "object", "DT_STRING", 0),
-        DType("bool", 9, "bool", "DT_BOOL", 8),
-        DType("float16", 10, "float16", "DT_HALF", 16),
-        DType("float64", 11, "float64", "DT_DOUBLE", 64),
-        DType("uint32", 12, "uint32", "DT_UINT32", 32),
-        DType("uint64", 13, "uint64", "DT_UINT64", 64),
-        DType("bfloat16", 16, "bfloat16", "DT_BFLOAT16", 16),
-        DType("float8e4m3fn", 17, "float8_e4m3fn", "DT_FLOAT8_E4M3FN", 8),
-        DType("float8e4m3fnuz", 18, "float8_e4m3fnuz", "DT_FLOAT8_E4M3FNUZ", 8),
-        DType("float8e5m2", 19, "float8_e5m2", "DT_FLOAT8_E5M2", 8),
-        DType("float8e5m2fnuz", 20, "float8_e5m2fnuz", "DT_FLOAT8_E5M2FNUZ", 8),
-        DType("uint4", 21, "uint4", "DT_UINT4", 4),
-        DType("int4", 22, "int4", "DT_INT4", 4),
-    )
-}
-BY_ONNX: dict[int, DType] = {d.onnx: d for d in DTYPES.values()}
 
 
 def dtype_of(array: Array) -> str:
@@ -205,6 +147,7 @@ def is_dim(value: object) -> bool:
     return (isinstance(value, int) and value >= 0) or (isinstance(value, str) and value != "")
 
 
+Ports = Mapping[str, TensorSpec | Sparse]
 # Rows without elements cost nothing to send, and counters add them up.
 ROWS_MAX = 2**31 - 1
 METHODS = ("predict", "classify", "regress")
@@ -217,19 +160,55 @@ class Signature:
 
     `batch_axis` is 0 when the rows of one run are independent, so that requests may be
     joined along axis 0 of every input and split along axis 0 of every output; it is
-    None when each request must run alone.
+    None when each request must run alone. `inputs` are the arrays of a request: those of the
+    `sparse` inputs stand in it as their parts (see `sparse.py`), such as `features.ids`.
     """
 
     method: str
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
     batch_axis: int | None = None
+    sparse: Mapping[str, Sparse] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        method: str,
+        ports: Ports,
+        outputs: Mapping[str, TensorSpec],
+        batch_axis: int | None = None,
+    ) -> Signature:
+        """A signature whose inputs may be sparse. Raises ValueError where a part has another's name."""
+        inputs: dict[str, TensorSpec] = {}
+        for alias, port in ports.items():
+            for name, spec in (_parts(alias, port) if isinstance(port, Sparse) else {alias: port}).items():
+                if name in inputs or (name != alias and name in ports):
+                    raise ValueError(f"the input {name!r} once, though {alias!r} has a part of that name")
+                inputs[name] = spec
+        sparse = {alias: port for alias, port in ports.items() if isinstance(port, Sparse)}
+        return cls(method, inputs, outputs, batch_axis, sparse)
+
+    def ports(self) -> Ports:
+        """The inputs as their author names them: a sparse one is one."""
+        owners = {name: alias for alias, s in self.sparse.items() for name in s.names(alias).values()}
+        return {
+            owners.get(name, name): self.sparse.get(owners.get(name, ""), spec)
+            for name, spec in self.inputs.items()
+        }
+
+    def tensors(self) -> list[tuple[str, str]]:
+        """The graph's inputs that it feeds, each behind the input that it belongs to."""
+        return [
+            (alias, tensor)
+            for alias, port in self.ports().items()
+            for tensor in (port.tensors.values() if isinstance(port, Sparse) else (port.name,))
+        ]
 
     def to_json(self) -> dict[str, Any]:
         return {
             "method": self.method,
             "batch_axis": self.batch_axis,
-            "inputs": {alias: spec.to_json() for alias, spec in self.inputs.items()},
+            "inputs": {alias: port.to_json() for alias, port in self.ports().items()},
             "outputs": {alias: spec.to_json() for alias, spec in self.outputs.items()},
         }
 
@@ -243,19 +222,50 @@ class Signature:
             raise MetaGraphMalformed("bad method", where=where, expected="/".join(METHODS), found=method)
         if axis is not None and (isinstance(axis, bool) or axis != 0):
             raise MetaGraphMalformed("bad batch_axis", where=where, expected="0 or null", found=axis)
-        sides: list[dict[str, TensorSpec]] = []
         for side in ("inputs", "outputs"):
-            ports = value.get(side)
-            if not isinstance(ports, dict):
+            if not isinstance(value.get(side), dict):
                 raise MetaGraphMalformed(f"a signature has no {side}", where=where)
-            sides.append({a: TensorSpec.from_json(s, f"{where}.{side}.{a}") for a, s in ports.items()})
-        if not sides[1]:
+        inputs = {a: _port(port, f"{where}.inputs.{a}") for a, port in value["inputs"].items()}
+        outputs = {
+            a: TensorSpec.from_json(port, f"{where}.outputs.{a}") for a, port in value["outputs"].items()
+        }
+        if not outputs:
             raise MetaGraphMalformed("a signature has no outputs", where=where)
-        for alias, problem in pad_problems(sides[0]):
+        try:
+            found = cls.of(method, inputs, outputs, axis)
+        except ValueError as error:
+            raise MetaGraphMalformed("two inputs have one name", where=where, expected=error) from error
+        for alias, problem in pad_problems(found.inputs):
             raise MetaGraphMalformed(
                 "inputs cannot be padded so", where=f"{where}.inputs.{alias}", found=problem
             )
-        return cls(method, sides[0], sides[1], axis)
+        return found
+
+
+def _port(value: Any, where: str) -> TensorSpec | Sparse:
+    """One input, of any kind. Raises MetaGraphMalformed."""
+    if not isinstance(value, dict) or not isinstance(value.get("tensor"), dict):
+        return TensorSpec.from_json(value, where)
+    try:
+        return Sparse.from_json(value, DTYPES)
+    except ValueError as error:
+        raise MetaGraphMalformed("bad sparse input", where=where, expected=error, found=value) from error
+
+
+def _parts(alias: str, sparse: Sparse) -> dict[str, TensorSpec]:
+    """The arrays of a sparse input in a request."""
+    entries, found = f"{alias}.entries", dict[str, TensorSpec]()
+    for part, name in sparse.names(alias).items():
+        tensor = sparse.tensors.get(part, name)
+        if part == VALUES:
+            shape = (entries, *sparse.shape[2:])
+            default = 1 if sparse.kind == "sparse" else None
+            found[name] = TensorSpec(tensor, sparse.dtype, shape, sparse.doc, default, sparse.range)
+        else:
+            span = (0, sparse.size - 1) if part == IDS and sparse.size else None
+            shape = (entries if part == IDS else sparse.shape[0],)
+            found[name] = TensorSpec(tensor, "int64", shape, range=span)
+    return found
 
 
 def pad_problems(inputs: Mapping[str, TensorSpec]) -> Iterator[tuple[str, str]]:
@@ -293,17 +303,17 @@ def _fits(value: Value, dtype: str) -> bool:
         return False
 
 
-def check_names(signature: Signature, given: Mapping[str, object]) -> None:
+def check_names(inputs: Ports, given: Mapping[str, object]) -> None:
     """Refuse a request that lacks an input without a default, or has one too many. Raises RequestError."""
-    if given.keys() == signature.inputs.keys():
+    if given.keys() == inputs.keys():
         return
-    missing = [a for a, spec in signature.inputs.items() if a not in given and not spec.optional]
-    extra = [a for a in given if a not in signature.inputs]
+    missing = [a for a, spec in inputs.items() if a not in given and not spec.optional]
+    extra = [a for a in given if a not in inputs]
     if not missing and not extra:
         return
     raise RequestError(
         "the inputs are not those of the signature",
-        expected=", ".join(signature.inputs) or "no inputs",
+        expected=", ".join(inputs) or "no inputs",
         found=", ".join([*(f"missing {a!r}" for a in missing), *(f"unknown {a!r}" for a in extra)]),
         hint="`mserve inspect` and the model's /metadata page list the inputs",
     )
@@ -315,9 +325,10 @@ def check_inputs(signature: Signature, inputs: Mapping[str, Array]) -> int:
     Rows are the common size of axis 0 for a signature with a batch axis, otherwise 1.
     Raises RequestError naming the input, what was expected and what was found.
     """
-    check_names(signature, inputs)
+    check_names(signature.inputs, inputs)
     symbols: dict[str, int] = {}
     counts = set[int]()
+    entries = entry_names(signature.sparse) if signature.sparse else ()
     for alias, spec in signature.inputs.items():
         array = inputs[alias]
         found, shape = dtype_of(array), array.shape
@@ -325,11 +336,15 @@ def check_inputs(signature: Signature, inputs: Mapping[str, Array]) -> int:
             raise RequestError(f"input {alias!r} has the wrong dtype", expected=spec.dtype, found=found)
         if spec.shape is not None:
             _check_shape(alias, spec.shape, shape, symbols)
-        counts.add(shape[0] if shape else -1)
+        if alias not in entries:
+            counts.add(shape[0] if shape else -1)
+    for alias, sparse in signature.sparse.items():
+        check_entries(alias, sparse, inputs)
     if signature.batch_axis is None:
         return 1
     if len(counts) != 1 or -1 in counts:
-        found = ", ".join(f"{a}: {x.shape[0] if x.ndim else 'a scalar'}" for a, x in inputs.items())
+        rows = {a: x.shape[0] if x.ndim else "a scalar" for a, x in inputs.items() if a not in entries}
+        found = ", ".join(f"{a}: {count}" for a, count in rows.items())
         raise RequestError(
             "the inputs do not agree on the number of rows", expected="one size of axis 0", found=found
         )

@@ -263,12 +263,12 @@ METADATA: list[Case] = [
      TWICE, "mserve.sha256"),
     ("an unknown key twice", lambda v: reseal(v, lambda m: [
         m.metadata_props.add(key="mserve.x") for _ in "ab"]), TWICE, "mserve.x"),
-    ("format 2", prop("mserve.format", "2"), LATER, "expected: 1; found: 2"),
+    ("format 3", prop("mserve.format", "3"), LATER, "expected: 1 or 2; found: 3"),
     ("format 0", prop("mserve.format", "0"), LATER, "found: 0"),
     ("a format that is text", prop("mserve.format", '"1"'), LATER, "found: 1"),
     ("a format that is true", prop("mserve.format", "true"), LATER, "found: True"),
     ("a later format with entries of its own", lambda v: reseal(v, lambda m: [
-        set_prop(m, "mserve.format", "2"), drop_prop(m, "mserve.shards")]), LATER, "upgrade mserve"),
+        set_prop(m, "mserve.format", "3"), drop_prop(m, "mserve.shards")]), LATER, "upgrade mserve"),
     *(
         (f"no {key}", lambda v, k=key: reseal(v, lambda m: drop_prop(m, k)), BAD, key)
         for key in (

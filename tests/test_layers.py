@@ -25,9 +25,9 @@ LAYERS = (
     ("format", "foreign"),
     ("wire",),
     ("examples", "defaults"),
-    ("numerics", "statistics"),
+    ("numerics", "statistics", "rows"),
     ("tensors",),
-    ("padding",),
+    ("padding", "sparse", "dtypes"),
     ("files",),
     ("errors",),
 )

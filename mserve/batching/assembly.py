@@ -2,8 +2,8 @@
 
 Rows are joined along axis 0. Inputs with `pad` are lengthened to their bucket, and the
 batch is filled up to an allowed size with copies of its last row: a row that the model is
-known to take. What comes out belongs to the requests as views, cut back to their rows and
-their lengths.
+known to take (with rows without entries where an input is sparse). What comes out belongs
+to the requests as views, cut back to their rows and their lengths.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def _joined(alias: str, batch: Batch) -> Array:
     import numpy as np
 
     arrays = [e.inputs[alias] for e in batch.entries]
-    if batch.padding:
+    if batch.padding and alias in batch.form.lengths:
+        arrays.append(np.zeros(batch.padding, np.int64))
+    elif batch.padding and alias not in batch.form.entries:
         last = arrays[-1][-1:]
         arrays.append(np.broadcast_to(last, (batch.padding, *last.shape[1:])))
     return np.concatenate(arrays)

@@ -27,7 +27,7 @@ from operator import attrgetter
 from ..errors import Overloaded
 from ..loader.servable import Batching, Servable
 from .entry import Batch, Entry, Reply
-from .form import MUCH_TEXT, text_bytes
+from .form import MUCH
 from .queues import NEVER_NS, Backlog, Flow, Queue, first_deadline, left
 from .times import expected_ns
 
@@ -129,8 +129,8 @@ class Batcher:
             queue = flow.queue(entry)
         rows, deadline = entry.rows, entry.deadline_ns
         nbytes = queue.row_bytes if entry.alone else queue.row_bytes * rows
-        if queue.form.text:
-            nbytes += text_bytes(entry.inputs)
+        if queue.form.varies:
+            nbytes = queue.form.nbytes(entry, nbytes)
         entry.nbytes = nbytes
         if not queue.entries:
             if not flow.turns:
@@ -259,7 +259,7 @@ class Batcher:
         model the way to a worker is longer. What cannot be predicted is not short.
         """
         head, times = queue.entries[0], queue.times.inline
-        if not head.servable.predictable or (queue.form.text and queue.nbytes > MUCH_TEXT):
+        if not head.servable.predictable or (queue.form.varies and queue.nbytes > MUCH):
             return 0
         batching = self._batching(queue)
         bits = (rows if queue.alone else _padded(rows, batching)).bit_length()

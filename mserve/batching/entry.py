@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from ..errors import ExecutionFailed, MserveError
 from ..loader.servable import Servable
+from ..rows import Cuts
 from ..tensors import Array
 from .form import Form
 from .times import Times
@@ -71,8 +72,10 @@ class Entry:
     def parts(self, most: int) -> Iterator[Entry]:
         """Entries of at most so many rows that are this one together."""
         whole = _Whole(self, -(-self.rows // most))
+        cuts = Cuts(self.servable.signatures[self.signature], self.inputs)
         for start in range(0, self.rows, most):
-            yield _Part(whole, start, min(self.rows, start + most))
+            stop = min(self.rows, start + most)
+            yield _Part(whole, cuts.rows(start, stop), start, stop)
 
 
 @dataclass(slots=True, eq=False)
@@ -106,10 +109,9 @@ class _Part(Entry):
     __slots__ = ("start", "whole")
     is_part = True
 
-    def __init__(self, whole: _Whole, start: int, stop: int) -> None:
+    def __init__(self, whole: _Whole, inputs: Mapping[str, Array], start: int, stop: int) -> None:
         self.whole, self.start = whole, start
         entry = whole.entry
-        inputs = {alias: x[start:stop] for alias, x in entry.inputs.items()}
         super().__init__(
             entry.servable, entry.signature, inputs, stop - start, False, entry.reply, entry.arrived_ns
         )

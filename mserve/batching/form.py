@@ -12,12 +12,13 @@ from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING
 
 from ..padding import Pad
+from ..sparse import entry_names, length_names
 from ..tensors import Array, Signature
 
 if TYPE_CHECKING:
     from .entry import Entry
 
-TEXTS_READ, MUCH_TEXT = 1 << 10, 64 << 10
+TEXTS_READ, MUCH = 1 << 10, 64 << 10
 Shapes = tuple[tuple[int, ...], ...]
 
 
@@ -25,14 +26,17 @@ class Form:
     """What batches of one signature look like.
 
     `pads` has the padded inputs; `trims`, for each output, its padded axes and the inputs
-    whose lengths they have. `text` tells whether any input is text.
+    whose lengths they have. `varies` tells whether rows differ in size: there is text, or there
+    are sparse inputs, of which `entries` and `lengths` are the parts.
     """
 
     def __init__(self, name: str, signature: Signature) -> None:
         inputs = signature.inputs
         self.outputs = tuple(signature.outputs)
         self.pads: Mapping[str, Pad] = {a: s.pad for a, s in inputs.items() if s.pad is not None}
-        self.text = any(s.dtype == "string" for s in inputs.values())
+        self.entries, self.lengths = entry_names(signature.sparse), length_names(signature.sparse)
+        self._text = any(s.dtype == "string" for s in inputs.values())
+        self.varies = self._text or bool(signature.sparse)
         self._name = name
         self._aliases = tuple(inputs)
         sizes = [s.shape[1:] if s.shape else ("?",) for s in inputs.values()]
@@ -65,16 +69,22 @@ class Form:
         return (*shape[: pad.axis], pad.size(shape[pad.axis]), *shape[pad.axis + 1 :])
 
     def row_bytes(self, entry: Entry) -> int:
-        """Bytes that a row of inputs takes, or all of them of a request that runs alone; without text."""
+        """Bytes that a row takes, or all inputs of a request that runs alone; without what varies."""
         shapes = zip(self._aliases, self.shapes(entry), strict=True)
         return sum(math.prod(shape) * entry.inputs[a].dtype.itemsize for a, shape in shapes)
 
+    def nbytes(self, entry: Entry, rows_nbytes: int) -> int:
+        """Bytes that a request takes about whose rows differ in size, and take so much by `row_bytes`."""
+        if self.entries:
+            rows_nbytes = sum(array.nbytes for array in entry.inputs.values())
+        return rows_nbytes + text_bytes(entry.inputs) if self._text else rows_nbytes
+
 
 def text_bytes(inputs: Mapping[str, Array]) -> int:
-    """About the characters of all texts: of many, some are read, and they count as more than MUCH_TEXT."""
+    """About the characters of all texts: of many, some are read, and they count as more than MUCH."""
     count, total = 0, 0
     for array in inputs.values():
         if array.dtype.hasobject:
             count += array.size
             total += sum(len(text) for text in array.ravel()[:TEXTS_READ].tolist())
-    return total if count <= TEXTS_READ else MUCH_TEXT + total * count // TEXTS_READ
+    return total if count <= TEXTS_READ else MUCH + total * count // TEXTS_READ

@@ -17,7 +17,9 @@ from ..format import GOLDEN_FILE, Bundle
 from ..format.golden import Golden, unpack
 from ..loader.servable import Servable
 from ..numerics import compare
+from ..rows import join, row_count, take
 from ..runtime.engines import RUN_S, open_engines
+from ..sparse import entry_names
 from ..tensors import Array, Signature, TensorSpec, dtype_of, show_shape
 from .findings import CODES, Finding, Tolerance
 from .padding import padding
@@ -75,7 +77,7 @@ def _declared(
     """Dtype and shape of each output, and values that are no numbers."""
     import numpy as np
 
-    rows = len(next(iter(sample.inputs.values()))) if signature.batch_axis is not None else None
+    rows = row_count(signature, sample.inputs) if signature.batch_axis is not None else None
     for alias, spec in signature.outputs.items():
         found = outputs[alias]
         if dtype_of(found) != spec.dtype or not fits(spec, found.shape, rows):
@@ -107,23 +109,22 @@ def _independent(servable: Servable, name: str, sample: Golden, tolerance: Toler
     rng = np.random.default_rng(0)
     neighbours = _neighbours(signature, sample)
     guilty: set[tuple[str, str]] = set()
-    for row in range(min(ROWS_TRIED, len(next(iter(sample.inputs.values()))))):
-        alone = _run(servable, name, {a: x[row : row + 1] for a, x in sample.inputs.items()})
+    count = row_count(signature, sample.inputs)
+    for row in range(min(ROWS_TRIED, count)):
+        alone = _run(servable, name, take(signature, sample.inputs, [row]))
         for size in BATCH_SIZES:
             place = int(rng.integers(0, size))
-            copies = {a: np.repeat(x[row : row + 1], size, 0) for a, x in sample.inputs.items()}
-            beside = rng.integers(0, min(len(x) for x in neighbours.values()), size)
-            others = {a: x[beside].copy() for a, x in neighbours.items()}
-            for alias, x in sample.inputs.items():
-                others[alias][place] = x[row]
-            same, mixed = _run(servable, name, copies), _run(servable, name, others)
+            beside = rng.integers(0, row_count(signature, neighbours), size)
+            beside[place] = row  # the golden rows come first
+            same = _run(servable, name, take(signature, sample.inputs, [row] * size))
+            mixed = _run(servable, name, take(signature, neighbours, beside))
             for code, alias, text in _compared(alone, same, mixed, place, tolerance):
                 if (code, alias) not in guilty:
                     guilty.add((code, alias))
                     yield Finding(code, f"{name}.{alias}", f"row {row} at place {place} of {size}: {text}")
-    if not len(next(iter(sample.inputs.values()))):
+    if not count:
         return
-    rows = {a: np.take(x, range(ROWS_MIXED), 0, mode="wrap") for a, x in sample.inputs.items()}
+    rows = take(signature, sample.inputs, [row % count for row in range(ROWS_MIXED)])
     limits = (tolerance.rtol, tolerance.atol)
     for alias, text in swayed(signature, rows, lambda batch: _run(servable, name, batch), limits):
         if ("batch-neighbours", alias) not in guilty:
@@ -133,13 +134,12 @@ def _independent(servable: Servable, name: str, sample: Golden, tolerance: Toler
 
 def _neighbours(signature: Signature, sample: Golden) -> dict[str, Array]:
     """Rows to stand beside golden ones: the golden rows themselves, and made-up ones of their shape."""
-    import numpy as np
-
-    made_up = generate(signature, 8, seed=7)
-    return {
-        a: np.concatenate([x, made_up[a]]) if made_up[a].shape[1:] == x.shape[1:] else x
-        for a, x in sample.inputs.items()
-    }
+    made_up, entries = generate(signature, 8, seed=7), entry_names(signature.sparse)
+    for alias, x in sample.inputs.items():
+        if made_up[alias].shape[1:] != x.shape[1:] and alias not in entries:
+            # Rows of another shape cannot be joined: the golden ones stand in for the made-up ones.
+            made_up[alias] = x[[row % len(x) for row in range(8)]] if len(x) else x
+    return join([sample.inputs, made_up])
 
 
 def _compared(

@@ -18,6 +18,7 @@ from ..examples import generate, generated_bytes
 from ..format.golden import Golden
 from ..loader.servable import MADE_UP_BYTES, Servable
 from ..numerics import compare
+from ..rows import first
 from ..tensors import Array, Signature
 from .findings import Finding, Tolerance
 
@@ -59,7 +60,7 @@ def _samples(
     """Inputs of one row, and the bucket to lengthen them to."""
     buckets = sizes[: BUCKETS_TRIED - 1] + sizes[BUCKETS_TRIED - 1 :][-1:]
     if golden is not None:
-        inputs = {a: x[:1] for a, x in golden.inputs.items()}
+        inputs = first(signature, golden.inputs)
         longest = max(inputs[a].shape[s.pad.axis] for a, s in signature.inputs.items() if s.pad)
         larger = [b for b in buckets if b > longest]
         yield from ((inputs, bucket) for bucket in larger[:1] + larger[1:][-1:])

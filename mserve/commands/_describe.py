@@ -54,7 +54,8 @@ def port_rows(label: str, signature: Mapping[str, Any]) -> list[tuple[object, ..
     for side in ("inputs", "outputs", "tensors"):
         for alias, spec in signature.get(side, {}).items():
             kind = "" if spec.get("kind", "dense") == "dense" else f" {spec['kind']}"
-            tensor = ", ".join(spec["parts"]) if spec.get("parts") else spec["tensor"]
+            tensors = spec["tensor"] if isinstance(spec["tensor"], dict) else {}
+            tensor = ", ".join(spec.get("parts") or tensors.values()) or spec["tensor"]
             shape = show_shape(spec["shape"]) + _padded(spec.get("pad"))
             rows.append((label, side[:-1], alias, spec["dtype"] + kind, shape, tensor))
     return rows

@@ -30,11 +30,13 @@ from ..format.metagraph import parse, seal
 from ..format.prune import Parts
 from ..format.shards import DEFAULT_SHARD_BYTES, Placed
 from ..format.writer import Staging, stage
+from ..loader.given import arrays_of
 from ..numerics import compare
+from ..rows import feeds
 from ..runtime.engines import RUN_S, Engine, engines_for, time_limit
 from ..runtime.weights import Weights, map_file
-from ..tensors import DEFAULT_SIGNATURE, Array, Signature, check_inputs, plain_text
-from . import conversion, signatures, sources, verify
+from ..tensors import DEFAULT_SIGNATURE, Array, Signature, check_inputs
+from . import conversion, signatures, signatures_file, sources, verify
 from .assets import asset_names, check_labels
 from .kinds import COMMON, ConvertOptions, Source
 
@@ -217,10 +219,10 @@ def _open(
 
 def _runner(engine: Engine) -> signatures.Run:
     def run(signature: Signature, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        feeds = {spec.name: inputs[alias] for alias, spec in signature.inputs.items()}
+        fed = feeds(signature, inputs)
         names, options = [spec.name for spec in signature.outputs.values()], engine.run_options()
         with time_limit(options, RUN_S, "the model, run on inputs made up or given"):
-            outputs = engine.run(names, feeds, options)
+            outputs = engine.run(names, fed, options)
         return dict(zip(signature.outputs, outputs, strict=True))
 
     return run
@@ -235,13 +237,13 @@ def _proposed(
     """
     if given is None:
         return {DEFAULT_SIGNATURE: signatures.derive(model.graph, where)}
-    named = dict(given) if isinstance(given, Mapping) else signatures.read_toml(Path(given), model.graph)
+    named = dict(given) if isinstance(given, Mapping) else signatures_file.read_toml(Path(given), model.graph)
     parts = Parts(model.SerializeToString())
     for name, signature in named.items():
         _, needed = parts.ancestors(spec.name for spec in signature.outputs.values())
-        fed = {spec.name for spec in signature.inputs.values()}
+        fed = {tensor for _, tensor in signature.tensors()}
         missing = [tensor for tensor in parts.inputs if tensor in needed and tensor not in fed]
-        idle = [alias for alias, spec in signature.inputs.items() if spec.name not in needed]
+        idle = [alias for alias, tensor in signature.tensors() if tensor not in needed]
         if missing or idle:
             raise UsageError(
                 "a signature's inputs are not those that its outputs are computed from",
@@ -292,7 +294,9 @@ def _hazards(
 ) -> list[str]:
     """Sentences on what the graph may do to requests, and no run has shown."""
     found = [n for n, s in chosen.items() if s.batch_axis == 0 and proposed[n].batch_axis is None]
-    inputs = {spec.name for name in found for spec in chosen[name].inputs.values()}
+    # What sparse inputs become is not made of rows: whether nodes read across them only a run tells.
+    signed = [chosen[name] for name in found]
+    inputs = {s.inputs[a].name for s in signed for a in s.ports() if a not in s.sparse}
     notes = []
     if inputs and (nodes := across_rows(model, inputs)):
         notes.append(
@@ -316,8 +320,6 @@ def _golden(
     engines: Mapping[str, Engine],
 ) -> tuple[dict[str, Golden], str]:
     """Record outputs for given or drawn inputs; an unsteady model (random operators) records none."""
-    import numpy as np
-
     inputs: Mapping[str, Array]
     name = DEFAULT_SIGNATURE if DEFAULT_SIGNATURE in chosen else next(iter(chosen))
     signature, free, run = chosen[name], sizes[name], _runner(engines[name])
@@ -328,8 +330,7 @@ def _golden(
     else:
         inputs = dict(golden) if isinstance(golden, Mapping) else golden_file.read_npz(Path(golden))
     try:
-        given = {alias: plain_text(np.asarray(x)) for alias, x in inputs.items()}
-        inputs = fill_defaults(signature, given)
+        inputs = fill_defaults(signature, arrays_of(signature, inputs))
         check_inputs(signature, inputs)
         first, second = run(signature, inputs), run(signature, inputs)
     except ModelRefused:

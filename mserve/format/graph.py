@@ -31,17 +31,18 @@ def check_signatures(graph: Graph, metagraph: MetaGraph, where: object) -> None:
     Raises MetaGraphMalformed naming the signature and the port.
     """
     for name, signature in metagraph.signatures.items():
+        outputs = [(alias, spec.name) for alias, spec in signature.outputs.items()]
         for side, known, ports in (
-            ("inputs", graph.inputs, signature.inputs),
-            ("outputs", graph.outputs, signature.outputs),
+            ("inputs", graph.inputs, signature.tensors()),
+            ("outputs", graph.outputs, outputs),
         ):
-            for alias, spec in ports.items():
-                if spec.name not in known:
+            for alias, tensor in ports:
+                if tensor not in known:
                     raise MetaGraphMalformed(
                         f"a signature names a tensor that is not among the graph's {side}",
                         where=f"{where}: signature {name}.{side}.{alias}",
                         expected=", ".join(known[:20]),
-                        found=repr(spec.name),
+                        found=repr(tensor),
                     )
 
 

@@ -28,7 +28,8 @@ from ..wire import protobuf
 from ..wire.model_proto import METADATA_PROPS, read_prop
 from .layout import is_shard_name, safe_relative
 
-FORMAT_VERSION = 1
+# Readers of the first version would misread sparse inputs; what has none is written in it.
+FORMAT_VERSION, SPARSE_VERSION = 1, 2
 PREFIX = "mserve."
 MAX_META_BYTES = 2**31 - 1
 MAX_VALUE_BYTES = 64 << 20
@@ -65,9 +66,13 @@ class MetaGraph:
     assets: tuple[FileRecord, ...] = ()
     golden: FileRecord | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    format: int = FORMAT_VERSION
     content: str = ""
     identity: str = ""
+
+    @property
+    def format(self) -> int:
+        """The first format version that has all that this says."""
+        return SPARSE_VERSION if any(s.sparse for s in self.signatures.values()) else FORMAT_VERSION
 
     def files(self) -> tuple[FileRecord, ...]:
         """Every file of the bundle but `export.meta`."""
@@ -114,11 +119,11 @@ def parse(data: bytes, where: object) -> MetaGraph:
     identity = _check_trailer(data, where)
     entries = _entries(data, where)
     version = _json(entries, "mserve.format", where)
-    if type(version) is not int or version != FORMAT_VERSION:
+    if type(version) is not int or version not in (FORMAT_VERSION, SPARSE_VERSION):
         raise FormatUnsupported(
             "the bundle was written in another format version",
             where=where,
-            expected=FORMAT_VERSION,
+            expected=f"{FORMAT_VERSION} or {SPARSE_VERSION}",
             found=version,
             hint="upgrade mserve, or export the model again",
         )
@@ -139,6 +144,13 @@ def parse(data: bytes, where: object) -> MetaGraph:
         content=content,
         identity=identity,
     )
+    if result.format > version:
+        raise MetaGraphMalformed(
+            "a bundle of this format version has no sparse inputs",
+            where=where,
+            expected=result.format,
+            found=version,
+        )
     _check_files(result, where)
     return result
 

@@ -17,7 +17,7 @@ from ..wire import protobuf
 
 GRAPH = 7
 NODE, INITIALIZER, INPUT, OUTPUT, VALUE_INFO, ANNOTATION = 1, 5, 11, 12, 13, 14
-ATTRIBUTE, SUBGRAPH, SUBGRAPHS = 5, 6, 11
+ATTRIBUTE, ATTRIBUTE_TEXT, SUBGRAPH, SUBGRAPHS = 5, 4, 6, 11
 NAME = {INITIALIZER: 8, INPUT: 1, OUTPUT: 1, VALUE_INFO: 1, ANNOTATION: 1}
 
 
@@ -79,6 +79,18 @@ class Parts:
             otherwise.update(node.inputs[len(table) :], node.captured)
         weights = {self._name(r) for r in self._records if r.number == INITIALIZER}
         return (weights & gathered) - otherwise
+
+    def accumulates(self) -> bool:
+        """Whether a node adds (or multiplies) into places by ScatterND."""
+        nodes = (r for r in self._records if r.number == NODE)
+        return any(self._nodes[r.record_start].operator == "ScatterND" and self._reduces(r) for r in nodes)
+
+    def _reduces(self, node: protobuf.Field) -> bool:
+        """Whether a node's attribute `reduction` says more than "none"."""
+        for attribute in (f for f in protobuf.inside(self._model, node) if f.number == ATTRIBUTE):
+            if _strings(self._model, attribute, 1) == ["reduction"]:
+                return _strings(self._model, attribute, ATTRIBUTE_TEXT) != ["none"]
+        return False
 
     def cut(self, outputs: Collection[str]) -> bytes:
         """A ModelProto that computes `outputs` and nothing else; the stored one if that is all of it."""

@@ -24,13 +24,15 @@ from ..files import read_text
 from ..format import Bundle, open_bundle
 from ..format.golden import Golden, unpack
 from ..format.locks import Lock, acquire
+from ..rows import feeds, first
 from ..runtime.devices import CPU, resolve
 from ..runtime.engines import Engine, open_engines, time_limit
 from ..runtime.ort import threads_max
 from ..runtime.spread import apart
-from ..tensors import DEFAULT_SIGNATURE, Array, Signature, check_inputs, plain_text
+from ..tensors import DEFAULT_SIGNATURE, Array, Signature, check_inputs
 from ..wire.oip_plan import Plans
 from .cache import local_copy
+from .given import arrays_of
 from .warm_up import runs_long, warm_up
 
 
@@ -181,17 +183,15 @@ class Servable:
         return name, self.signatures[name]
 
     def run(
-        self, inputs: Mapping[str, Array], signature: str = "", *, limit_s: float | None = None
+        self, inputs: Mapping[str, Any], signature: str = "", *, limit_s: float | None = None
     ) -> dict[str, Array]:
         """Check the inputs against a signature and compute its outputs, by alias.
 
-        Text may be given as numpy text, bytes or object arrays. Raises NotFound, RequestError or
+        Inputs may be given as `arrays_of` says. Raises NotFound, RequestError or
         ExecutionFailed, and ModelRefused where it takes longer than `limit_s`.
         """
-        import numpy as np
-
         name, spec = self.signature(signature)
-        arrays = fill_defaults(spec, {a: plain_text(np.asarray(x)) for a, x in inputs.items()})
+        arrays = fill_defaults(spec, arrays_of(spec, inputs))
         check_inputs(spec, arrays)
         if limit_s is None:
             return dict(zip(self._plans[name][1], self.compute(name, arrays, wide=True), strict=True))
@@ -213,11 +213,11 @@ class Servable:
         """
         if not self._sessions:
             raise RuntimeError("run on a closed servable")
-        ports = self.signatures[signature].inputs
+        spec = self.signatures[signature]
+        ports = spec.inputs
+        fed = feeds(spec, inputs) if spec.sparse else {ports[a].name: x for a, x in inputs.items()}
         engines = self._wide if wide and self._wide else self._sessions
-        return engines[signature].run(
-            self._plans[signature][0], {ports[a].name: x for a, x in inputs.items()}, options
-        )
+        return engines[signature].run(self._plans[signature][0], fed, options)
 
     def made_up(self, spec: Signature) -> dict[str, Array]:
         """Made-up inputs of one row, at most MADE_UP_BYTES. Raises RequestError."""
@@ -243,7 +243,7 @@ class Servable:
             return self.made_up(spec)
         if spec.batch_axis is None:
             return dict(golden.inputs)
-        return {alias: x[:1] for alias, x in golden.inputs.items()}
+        return first(spec, golden.inputs)
 
     def labels(self, signature: str, output: str) -> Sequence[str]:
         """What the entries of an output's last axis are called: the lines of its labels asset, if any."""

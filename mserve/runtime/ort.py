@@ -136,6 +136,9 @@ def sessions_for(
             outputs.setdefault(nodes[name], set()).update(wanted)
         models = {group: parts.cut(wanted) for group, wanted in outputs.items()}
         tables = parts.tables()
+        if parts.accumulates():
+            # ScatterND adds to one place from several threads without locking, and loses terms.
+            threads = 1
     except protobuf.Malformed as error:
         raise MetaGraphMalformed(
             "the graph is not a protobuf message", where=weights.where, found=error

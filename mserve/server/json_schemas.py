@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..sparse import Sparse
 from ..tensors import Signature, TensorSpec
 from ..wire.oip import DATATYPES, RAW_ONLY, datatype_name
 
 Schema = dict[str, Any]
 TEXT: Schema = {"type": "string"}
 FLAG: Schema = {"type": "boolean"}
+# A line of LIBSVM's or libFM's text.
+LINE = r"^(\S+ )?([0-9]{1,19}:\S+ ?)*$"
 COUNT: Schema = {"type": "integer", "minimum": 0}
 ANY: Schema = {}
 
@@ -48,10 +51,12 @@ WANTED = object_of("name", name={"type": "string", "minLength": 1}, parameters=P
 
 def predict_body(signature: Signature, name: str, *, needed: bool) -> Schema:
     """A :predict body for a signature; `needed` tells whether it must be named."""
-    rows = {
-        a: _nested(_leaf(s), s.shape if s.shape is None else s.shape[1:]) for a, s in signature.inputs.items()
+    ports = signature.ports()
+    rows = {a: _row(s) for a, s in ports.items()}
+    columns = {
+        a: array_of(_row(s)) if isinstance(s, Sparse) else _nested(_leaf(s), s.shape)
+        for a, s in ports.items()
     }
-    columns = {a: _nested(_leaf(s), s.shape) for a, s in signature.inputs.items()}
     lone = len(rows) == 1
     by_name = [_named(signature, ports) for ports in (rows, columns)]
     row, column = (
@@ -68,8 +73,21 @@ def predict_body(signature: Signature, name: str, *, needed: bool) -> Schema:
     return schema | {"oneOf": [{"required": ["instances"]}, {"required": ["inputs"]}]}
 
 
+def _row(port: TensorSpec | Sparse) -> Schema:
+    """One row of an input."""
+    if not isinstance(port, Sparse):
+        return _nested(_leaf(port), None if port.shape is None else port.shape[1:])
+    entry = _nested(_value(port.dtype), port.shape[2:])
+    if port.kind == "ragged":
+        return array_of(entry)
+    ids = array_of(COUNT | ({"maximum": port.size - 1} if port.size else {"maximum": 2**63 - 1}))
+    row = object_of("ids", ids=ids, **({"values": array_of(entry)} if port.has_values else {}))
+    line = {"type": "string", "pattern": LINE}
+    return {"anyOf": [row | {"additionalProperties": False}, line]}
+
+
 def _named(signature: Signature, ports: Mapping[str, Schema]) -> Schema:
-    required = [alias for alias, spec in signature.inputs.items() if not spec.optional]
+    required = [alias for alias, spec in signature.ports().items() if not spec.optional]
     schema = object_of("", **ports) | {"additionalProperties": False}
     return schema | ({"required": required} if required else {})
 
@@ -134,15 +152,18 @@ def _nested(leaf: Schema, shape: tuple[int | str, ...] | None) -> Schema:
 
 
 def _leaf(spec: TensorSpec) -> Schema:
+    """One value of a tensor as JSON."""
+    return _value(spec.dtype)
+
+
+def _value(dtype: str) -> Schema:
     """One value of a dtype as JSON; `{"b64": "..."}` stands for the bytes of a text."""
-    if spec.dtype == "string":
+    if dtype == "string":
         return {"anyOf": [TEXT, object_of("b64", b64={"type": "string", "contentEncoding": "base64"})]}
-    if spec.dtype == "bool":
+    if dtype == "bool":
         return FLAG
-    if spec.dtype.startswith(("int", "uint")):
-        bits = int(spec.dtype.lstrip("uint"))
-        low, high = (
-            (0, 2**bits - 1) if spec.dtype.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-        )
+    if dtype.startswith(("int", "uint")):
+        bits = int(dtype.lstrip("uint"))
+        low, high = (0, 2**bits - 1) if dtype.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
         return {"type": "integer", "minimum": low, "maximum": high}
     return {"type": "number"}

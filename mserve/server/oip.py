@@ -130,7 +130,9 @@ class Oip:
         servable, model = self._front.resolve(name, *version_of(version)), self._front.model(name)
         batching: Batching = servable.batching or self._front.executor.batcher.limits
         signature = _default(servable)
-        skip = 0 if signature is None or signature.batch_axis is None else 1
+        # The parts of a sparse input have no row in front that the protocol could leave out.
+        alone = signature is None or signature.batch_axis is None or signature.sparse
+        skip = 0 if alone else 1
         sides = {"input": signature.inputs, "output": signature.outputs} if signature else {}
         page: dict[str, Any] = {
             "name": name,

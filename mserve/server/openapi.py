@@ -384,7 +384,8 @@ def _example(servable: Servable, name: str) -> Any:
     if sum(_elements(spec) for spec in signature.inputs.values()) > EXAMPLE_ELEMENTS:
         return None
     try:
-        body = tfs_json.encode_inputs(servable.example(name), rows=signature.batch_axis is not None)
+        rows = signature.batch_axis is not None
+        body = tfs_json.encode_inputs(servable.example(name), rows=rows, signature=signature)
         return orjson.loads(body) if len(body) <= EXAMPLE_BYTES else None
     except (MserveError, orjson.JSONDecodeError):  # NaN, or no rows
         return None

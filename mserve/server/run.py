@@ -300,7 +300,9 @@ def curl_line(front: Front, name: str, url: str, options: str = "") -> str:
     _, spec = servable.signature()
     model = f"{url}/v1/models/{quote(name, safe='')}"
     try:
-        body = tfs_json.encode_inputs(servable.example(), rows=spec.batch_axis is not None).decode()
+        body = tfs_json.encode_inputs(
+            servable.example(), rows=spec.batch_axis is not None, signature=spec
+        ).decode()
     except RequestError:  # nobody can paste inputs that are too large to make some up
         return f"curl -s{options} {shlex.quote(f'{model}/metadata')}"
     call = shlex.quote(f"{model}:predict")

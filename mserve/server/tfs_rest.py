@@ -139,7 +139,9 @@ class TfsRest:
         if route.page == "metadata":
             return json_response(metadata_json(route.model, servable))
         _, spec = servable.signature()
-        return Response(200, tfs_json.encode_inputs(servable.example(), rows=spec.batch_axis is not None))
+        return Response(
+            200, tfs_json.encode_inputs(servable.example(), rows=spec.batch_axis is not None, signature=spec)
+        )
 
 
 class TfsRestCall(RestCall):

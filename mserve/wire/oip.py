@@ -110,7 +110,7 @@ class InferRequest:
         """
         if self.body is not None:
             return _lone(self.body, signature)
-        check_names(signature, {given.name: given for given in self.inputs})
+        check_names(signature.inputs, {given.name: given for given in self.inputs})
         check_texts(sum(math.prod(given.shape) for given in self.inputs if given.datatype == "BYTES"))
         return {given.name: _array(given, signature.inputs[given.name]) for given in self.inputs}
 

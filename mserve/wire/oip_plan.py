@@ -4,7 +4,7 @@ A client that sends tensors as raw bytes sends the same JSON before them again a
 names, datatypes, shapes. What follows from it is worked out and checked once, and kept
 by the JSON's bytes. A plan knows one version's signature, so it belongs to the version's
 servable and ends with it; it knows sizes and types, never values: tensors whose bytes
-have to be looked at (text, booleans) have no plan, nor has a request with an id, whose
+have to be looked at (text, booleans, ids and lengths) have no plan, nor has a request with an id, whose
 JSON does not come again.
 """
 
@@ -139,7 +139,7 @@ class Plans:
 
 def _plan(message: InferRequest, name: str, signature: Signature) -> Plan | None:
     """The plan of a request; None where values matter, or inputs are not all there."""
-    if {given.name for given in message.inputs} != signature.inputs.keys():
+    if signature.sparse or {given.name for given in message.inputs} != signature.inputs.keys():
         return None
     parts, size = [], 0
     for given in message.inputs:

@@ -14,8 +14,10 @@ from itertools import chain
 from typing import Any
 
 from ..errors import PayloadTooLarge, RequestError
+from ..sparse import IDS, LENGTHS, VALUES, Sparse
 from ..tensors import Array, Signature, TensorSpec, show_shape
 from .json_values import check_texts, to_array
+from .sparse_json import of_rows
 
 MAX_EXAMPLES = 1 << 20
 _ABSENT = object()
@@ -55,7 +57,7 @@ def to_inputs(
     if not examples:
         raise RequestError("Input is empty.", expected="at least one example")
     check_count(len(examples))
-    used = [alias for alias in signature.inputs if alias in context]
+    used = [alias for alias in (*signature.inputs, *signature.sparse) if alias in context]
     repeated = sum(_size(context[a]) * sum(a not in e for e in examples) for a in used)
     if repeated > limit:
         raise PayloadTooLarge(
@@ -63,8 +65,41 @@ def to_inputs(
             expected=f"at most {limit} bytes when it is repeated",
             found=f"{repeated} bytes",
         )
-    columns = {a: _column(a, s, examples, context) for a, s in signature.inputs.items()}
-    return {alias: column for alias, column in columns.items() if column is not None}
+    found: dict[str, Array] = {}
+    for alias, port in signature.ports().items():
+        if isinstance(port, Sparse):
+            found |= of_rows(_rows(alias, port, examples, context), alias, signature)
+        elif (column := _column(alias, port, examples, context)) is not None:
+            found[alias] = column
+    return found
+
+
+def _rows(alias: str, port: Sparse, examples: Sequence[Features], context: Features) -> list[Any]:
+    """A sparse input's rows: a feature called like the input is a row, or one called like a part is that.
+
+    As TensorFlow's parsers have it, an example without the feature has no entries; but where
+    no example has it, somebody has spelt it otherwise. Raises RequestError.
+    """
+    names = {part: name for part, name in port.names(alias).items() if part != LENGTHS}
+    known, rows = False, list[Any]()
+    for example in examples:
+        features = {**context, **example}
+        parts = {part: features[name] for part, name in names.items() if name in features}
+        row = features.get(alias)
+        if row is not None:  # text in a tf.Example is a list of one
+            parts = row[0] if isinstance(row, list) and len(row) == 1 and isinstance(row[0], str) else row
+        elif parts or port.kind == "ragged":
+            parts = {part: value if isinstance(value, list) else [value] for part, value in parts.items()}
+            parts = parts if port.kind == "sparse" else parts.get(VALUES, [])
+        known = known or bool(parts)
+        rows.append(parts or ({IDS: []} if port.kind == "sparse" else []))
+    if not known and not any(name in e for e in (*examples, context) for name in (alias, *names.values())):
+        raise RequestError(
+            f"no example has a feature for {alias!r}",
+            expected=" or ".join([alias, ", ".join(names.values())]),
+            found=", ".join([*examples[0], *context]) or "no features",
+        )
+    return rows
 
 
 def _size(value: Any) -> int:

@@ -23,7 +23,9 @@ from typing import Any
 import orjson
 
 from ..errors import RequestError
-from ..tensors import Array, Signature, check_names, show_shape
+from ..sparse import Sparse
+from ..tensors import Array, Ports, Signature, TensorSpec, check_names, show_shape
+from . import sparse_json
 from .json_values import check_values, is_b64, kind, to_array
 
 BYTES = "_bytes"
@@ -123,39 +125,61 @@ def inputs_of(
 def _from_rows(rows: Any, signature: Signature, booleans: bool) -> dict[str, Array]:
     if not isinstance(rows, list):
         raise RequestError("'instances' is not a list", found=kind(rows))
+    ports = signature.ports() if signature.sparse else signature.inputs
+    lone = next(iter(ports)) if len(ports) == 1 else ""
     named = bool(rows) and isinstance(rows[0], dict) and not is_b64(rows[0])
-    if not named and len(signature.inputs) != 1:
+    if lone in signature.sparse:
+        named = bool(rows) and not sparse_json.is_row(rows[0], lone, signature.sparse[lone])
+    if not named and not lone:
         raise RequestError(
             "a row is not an object",
-            expected=f"an object with the inputs {', '.join(signature.inputs)}",
+            expected=f"an object with the inputs {', '.join(ports)}",
             found=kind(rows[0]) if rows else "no rows",
         )
     if not named:
-        alias, spec = next(iter(signature.inputs.items()))
-        return {alias: to_array(rows, spec, alias, booleans=booleans)}
+        return _column(rows, lone, signature, booleans)
     for index, row in enumerate(rows):
         if not isinstance(row, dict):
             raise RequestError(f"instance {index} is not an object as the first one is", found=kind(row))
-        _check_names(signature, row, index)
+        _check_names(signature, row, index, ports)
         if row.keys() != rows[0].keys():
             raise RequestError(
                 f"instance {index} does not have the inputs of the first one",
                 expected=", ".join(rows[0]),
                 found=", ".join(row),
             )
-    given = {a: spec for a, spec in signature.inputs.items() if a in rows[0]}
-    return {a: to_array([row[a] for row in rows], s, a, booleans=booleans) for a, s in given.items()}
+    found: dict[str, Array] = {}
+    for alias in ports:
+        if alias in rows[0]:
+            found |= _column([row[alias] for row in rows], alias, signature, booleans)
+    return found
 
 
-def _check_names(signature: Signature, given: Mapping[str, object], index: int | None = None) -> None:
-    """Refuse wrong inputs in the words that TensorFlow Serving's clients know, with our facts behind."""
+def _column(values: Any, alias: str, signature: Signature, booleans: bool) -> dict[str, Array]:
+    """All rows of one input, as an array, or as the parts of a sparse one."""
+    if alias in signature.sparse:
+        return sparse_json.of_rows(values, alias, signature, booleans=booleans)
+    return {alias: to_array(values, signature.inputs[alias], alias, booleans=booleans)}
+
+
+def _check_names(
+    signature: Signature,
+    given: Mapping[str, object],
+    index: int | None = None,
+    ports: Ports | None = None,
+) -> None:
+    """Refuse wrong inputs in the words that TensorFlow Serving's clients know, with our facts behind.
+
+    `ports` are the inputs by the names that may be given, where these are not the signature's.
+    """
+    ports = signature.inputs if ports is None else ports
     try:
-        check_names(signature, given)
+        check_names(ports, given)
     except RequestError as error:
-        lacks = [a for a, s in signature.inputs.items() if a not in given and not s.optional]
-        extra = [a for a in given if a not in signature.inputs]
+        lacks = [a for a, s in ports.items() if a not in given and not s.optional]
+        extra = [a for a in given if a not in ports]
         if index is not None:
-            keys = f"JSON object keys must be equal to: {','.join(sorted(signature.inputs))}"
+            keys = f"JSON object keys must be equal to: {','.join(sorted(ports))}"
             error.what = f"Failed to process element: {index} of 'instances' list. {keys}"
             error.where = f"instance {index}"
         elif lacks:
@@ -167,17 +191,31 @@ def _check_names(signature: Signature, given: Mapping[str, object], index: int |
 
 def _from_columns(columns: Any, signature: Signature, booleans: bool) -> dict[str, Array]:
     if isinstance(columns, dict) and not is_b64(columns):
-        _check_names(signature, columns)
-        given = {a: spec for a, spec in signature.inputs.items() if a in columns}
-        return {a: to_array(columns[a], s, a, booleans=booleans) for a, s in given.items()}
-    if len(signature.inputs) != 1:
+        ports = _given_ports(columns, signature) if signature.sparse else signature.inputs
+        _check_names(signature, columns, None, ports)
+        found: dict[str, Array] = {}
+        for alias in ports:
+            if alias in columns:
+                found |= _column(columns[alias], alias, signature, booleans)
+        return found
+    ports = signature.ports() if signature.sparse else signature.inputs
+    if len(ports) != 1:
         raise RequestError(
             "'inputs' is not an object",
-            expected=f"an object with the inputs {', '.join(signature.inputs)}",
+            expected=f"an object with the inputs {', '.join(ports)}",
             found=kind(columns),
         )
-    alias, spec = next(iter(signature.inputs.items()))
-    return {alias: to_array(columns, spec, alias, booleans=booleans)}
+    return _column(columns, next(iter(ports)), signature, booleans)
+
+
+def _given_ports(columns: Mapping[str, Any], signature: Signature) -> Ports:
+    """The inputs of a request in columns: a sparse one is given as a list of rows, or by its parts."""
+    ports: dict[str, TensorSpec | Sparse] = {}
+    for alias, port in signature.ports().items():
+        names = port.names(alias).values() if isinstance(port, Sparse) and alias not in columns else ()
+        by_parts = any(name in columns for name in names)
+        ports |= {name: signature.inputs[name] for name in names} if by_parts else {alias: port}
+    return ports
 
 
 def encode(outputs: Mapping[str, Array], *, rows: bool, strict: bool = False) -> bytes:
@@ -246,11 +284,30 @@ def _as_bytes(array: Array) -> Array:
     return wrapped.reshape(array.shape)
 
 
-def encode_inputs(inputs: Mapping[str, Array], *, rows: bool) -> bytes:
-    """A predict request's body for the given arrays: the inverse of `inputs_of`."""
+def encode_inputs(inputs: Mapping[str, Array], *, rows: bool, signature: Signature | None = None) -> bytes:
+    """A predict request's body for the given arrays: the inverse of `inputs_of`.
+
+    Parts of sparse inputs become rows where the `signature` tells what they are.
+    """
+    if signature is not None and signature.sparse:
+        return _sparse_inputs(inputs, signature, rows=rows)
     return (
         _rows("instances", inputs, bare=len(inputs) == 1) if rows else _columns("inputs", inputs, bare=False)
     )
+
+
+def _sparse_inputs(inputs: Mapping[str, Array], signature: Signature, *, rows: bool) -> bytes:
+    columns = {
+        alias: sparse_json.to_rows(alias, port, inputs)
+        if isinstance(port, Sparse)
+        else sparse_json.plain(inputs[alias])
+        for alias, port in signature.ports().items()
+    }
+    finite = all(_is_finite(array) for array in inputs.values())
+    if not rows:
+        return _dump("inputs", columns, finite)
+    instances = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return _dump("instances", instances, finite)
 
 
 def _columns(key: str, arrays: Mapping[str, Array], *, bare: bool) -> bytes:

@@ -1,0 +1,90 @@
+"""Graphs over sparse inputs: sums over the entries of each row, without a dense row.
+
+    y[row] = sum of value * W[id] over the row's entries
+
+That is a Gather and a scatter that adds. Sums of one column are scattered by ScatterElements.
+ONNX Runtime's ScatterND is five times faster for several columns and adds on several threads
+without locking, so that it loses terms; a session with such a node has one thread (see
+`runtime/ort.py`). Zeros to add to come from the lengths: operators that take a shape as
+values would keep the model off the event loop.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..sparse import IDS, LENGTHS, RANKS, VALUES, Sparse
+from ..tensors import DTYPES, Array, Signature
+
+if TYPE_CHECKING:
+    import onnx
+
+
+class Builder(Protocol):
+    """A graph in the making; both methods return the name of a tensor."""
+
+    def add(self, op: str, *inputs: str, name: str = "", **attributes: Any) -> str:
+        """A node with one output."""
+
+    def weight(self, array: Array, name: str = "") -> str:
+        """A constant."""
+
+
+def sparse_input(alias: str, size: int = 0, dtype: str = "float32", max_length: int = 0) -> Sparse:
+    """A sparse input for `row_dots`; without a `size` any id may come, and those beyond the weights are 0."""
+    roles = {role: f"{alias}.{role}" for role in (IDS, VALUES, LENGTHS, "rows")}
+    return Sparse("sparse", dtype, roles, ("batch", size or "?"), max_length)
+
+
+def row_dots(graph: Builder, port: Sparse, weights: Array, values: str = "", name: str = "") -> str:
+    """The sums [batch, columns] of each row's values times the rows of `weights` [ids, columns] at its ids.
+
+    `values` is a tensor to take in place of the input's own values: their squares, say.
+    """
+    import numpy as np
+
+    ids = port.tensors[IDS]
+    if not port.size:  # ids that the weights do not have meet an appended row of zeros
+        ids = graph.add("Min", ids, graph.weight(np.array([len(weights)])))
+        weights = np.concatenate([weights, np.zeros_like(weights[:1])])
+    picked = graph.add("Gather", graph.weight(weights, name), ids, axis=0)
+    values = values or port.tensors[VALUES]
+    column = graph.add("Unsqueeze", values, graph.weight(np.array([1])))
+    return row_sums(graph, port, graph.add("Mul", picked, column), weights[:1])
+
+
+def row_sums(graph: Builder, port: Sparse, terms: str, like: Array) -> str:
+    """The sums [batch, columns] of the terms [entries, columns] of each row.
+
+    `like` is an array of their dtype and columns.
+    """
+    import numpy as np
+
+    one = graph.weight(np.array([1]))
+    rows, lengths = (graph.add("Unsqueeze", port.tensors[role], one) for role in ("rows", LENGTHS))
+    number = DTYPES[like.dtype.name].onnx
+    zeros = graph.weight(np.zeros((1, like.shape[1]), like.dtype))
+    start = graph.add("Mul", graph.add("Cast", lengths, to=number), zeros)
+    if like.shape[1] == 1:
+        return graph.add("ScatterElements", start, rows, terms, axis=0, reduction="add")
+    return graph.add("ScatterND", start, rows, terms, reduction="add")
+
+
+def graph_inputs(signature: Signature) -> list[onnx.ValueInfoProto]:
+    """The graph's inputs for the inputs of a signature, sparse ones by their roles."""
+    from onnx import TensorProto, helper
+
+    found = []
+    for alias, port in signature.ports().items():
+        if not isinstance(port, Sparse):
+            found.append(helper.make_tensor_value_info(port.name, DTYPES[port.dtype].onnx, port.shape))
+            continue
+        first = {LENGTHS: port.shape[0], "splits": "splits", "shape": 2, "count": 1}
+        for role, tensor in port.tensors.items():
+            open_shape = [first.get(role, f"{alias}.entries"), *([2] if RANKS.get(role) == 2 else [])]
+            if role == VALUES:
+                dims = [f"{alias}.entries", *port.shape[2:]]
+                found.append(helper.make_tensor_value_info(tensor, DTYPES[port.dtype].onnx, dims))
+            else:
+                found.append(helper.make_tensor_value_info(tensor, TensorProto.INT64, open_shape))
+    return found
