@@ -75,31 +75,40 @@ def to_inputs(
 
 
 def _rows(alias: str, port: Sparse, examples: Sequence[Features], context: Features) -> list[Any]:
-    """A sparse input's rows: a feature called like the input is a row, or one called like a part is that.
+    """A sparse input's rows.
 
     As TensorFlow's parsers have it, an example without the feature has no entries; but where
     no example has it, somebody has spelt it otherwise. Raises RequestError.
     """
-    names = {part: name for part, name in port.names(alias).items() if part != LENGTHS}
-    known, rows = False, list[Any]()
-    for example in examples:
-        features = {**context, **example}
-        parts = {part: features[name] for part, name in names.items() if name in features}
-        row = features.get(alias)
-        if row is not None:  # text in a tf.Example is a list of one
-            parts = row[0] if isinstance(row, list) and len(row) == 1 and isinstance(row[0], str) else row
-        elif parts or port.kind == "ragged":
-            parts = {part: value if isinstance(value, list) else [value] for part, value in parts.items()}
-            parts = parts if port.kind == "sparse" else parts.get(VALUES, [])
-        known = known or bool(parts)
-        rows.append(parts or ({IDS: []} if port.kind == "sparse" else []))
-    if not known and not any(name in e for e in (*examples, context) for name in (alias, *names.values())):
+    rows = [_row({**context, **example}, alias, port) for example in examples]
+    if all(row is None for row in rows):
+        names = [name for part, name in port.names(alias).items() if part != LENGTHS]
         raise RequestError(
             f"no example has a feature for {alias!r}",
-            expected=" or ".join([alias, ", ".join(names.values())]),
+            expected=f"{alias}, or {' and '.join(names)}",
             found=", ".join([*examples[0], *context]) or "no features",
         )
-    return rows
+    empty: Any = {IDS: []} if port.kind == "sparse" else []
+    return [empty if row is None else row for row in rows]
+
+
+def _row(features: Features, alias: str, port: Sparse) -> Any:
+    """One example's row: a feature called like the input is a row, or ids alone; one called like a part
+    is that part. None where there is none.
+    """
+    row = features.get(alias)
+    if row is not None:
+        values = row if isinstance(row, list) else [row]
+        if port.kind == "ragged":
+            return values
+        text = len(values) == 1 and isinstance(values[0], str | dict)
+        return values[0] if text else {IDS: values}
+    names = {part: name for part, name in port.names(alias).items() if name in features}
+    parts = {part: features[name] for part, name in names.items() if part != LENGTHS}
+    lists = {part: value if isinstance(value, list) else [value] for part, value in parts.items()}
+    if not lists:
+        return None
+    return lists if port.kind == "sparse" else lists[VALUES]
 
 
 def _size(value: Any) -> int:
