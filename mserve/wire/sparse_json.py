@@ -73,8 +73,10 @@ def _culprit(column: Any, spec: TensorSpec, alias: str) -> str:
     """Which row keeps a part from being converted."""
     for index, row in enumerate(column):
         try:
-            to_array(row, spec, alias)
+            odd = bool(row) and to_array(row, spec, alias).ndim != len(spec.shape or ())
         except RequestError:
+            odd = True
+        if odd:
             return f"row {index}"
     return ""
 
