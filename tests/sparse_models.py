@@ -42,7 +42,7 @@ class Graph:
             for s in signature.outputs.values()
         ]
         graph = helper.make_graph(self.nodes, "g", graph_inputs(signature), outputs, self.weights)
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=10)
 
 
 def publish(graph: Graph, signature: Signature, base: Path, **options: Any) -> Path:
