@@ -328,7 +328,6 @@ def check_inputs(signature: Signature, inputs: Mapping[str, Array]) -> int:
     check_names(signature.inputs, inputs)
     symbols: dict[str, int] = {}
     counts = set[int]()
-    entries = entry_names(signature.sparse) if signature.sparse else ()
     for alias, spec in signature.inputs.items():
         array = inputs[alias]
         found, shape = dtype_of(array), array.shape
@@ -336,15 +335,14 @@ def check_inputs(signature: Signature, inputs: Mapping[str, Array]) -> int:
             raise RequestError(f"input {alias!r} has the wrong dtype", expected=spec.dtype, found=found)
         if spec.shape is not None:
             _check_shape(alias, spec.shape, shape, symbols)
-        if alias not in entries:
-            counts.add(shape[0] if shape else -1)
-    for alias, sparse in signature.sparse.items():
-        check_entries(alias, sparse, inputs)
+        counts.add(shape[0] if shape else -1)
+    if signature.sparse:
+        inputs = _checked_rows(signature, inputs)
+        counts = {array.shape[0] if array.shape else -1 for array in inputs.values()}
     if signature.batch_axis is None:
         return 1
     if len(counts) != 1 or -1 in counts:
-        rows = {a: x.shape[0] if x.ndim else "a scalar" for a, x in inputs.items() if a not in entries}
-        found = ", ".join(f"{a}: {count}" for a, count in rows.items())
+        found = ", ".join(f"{a}: {x.shape[0] if x.ndim else 'a scalar'}" for a, x in inputs.items())
         raise RequestError(
             "the inputs do not agree on the number of rows", expected="one size of axis 0", found=found
         )
@@ -352,6 +350,14 @@ def check_inputs(signature: Signature, inputs: Mapping[str, Array]) -> int:
     if count > ROWS_MAX:
         raise RequestError("a request has too many rows", expected=f"at most {ROWS_MAX}", found=count)
     return count
+
+
+def _checked_rows(signature: Signature, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Check what the parts of sparse inputs hold; return the arrays that have a row of axis 0 for each row."""
+    for alias, sparse in signature.sparse.items():
+        check_entries(alias, sparse, inputs)
+    entries = entry_names(signature.sparse)
+    return {name: array for name, array in inputs.items() if name not in entries}
 
 
 def _check_shape(alias: str, spec: tuple[Dim, ...], found: tuple[int, ...], symbols: dict[str, int]) -> None:

@@ -1,4 +1,4 @@
-"""What is served while it is attacked: dtypes, every method, text, an index, a scalar, a table."""
+"""What is served while it is attacked: dtypes, methods, text, an index, a scalar, sparse rows, a table."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import builders
 import numpy as np
+import sparse_models
 from onnx import ModelProto, TensorProto, helper
 from tfs_models import echo, export_flowers
 
@@ -24,13 +25,14 @@ def pick() -> ModelProto:
 
 
 def publish(models: Path) -> Path:
-    """A directory of base paths: `echo`, `flowers`, `pick`, `scalar` and `words`, which is a table."""
+    """A directory of base paths: `echo`, `flowers`, `pick`, `scalar`, `sparse` and `words`, a table."""
     mserve.export(echo(KINDS), models / "echo")
     export_flowers(models / "flowers")
     mserve.export(pick(), models / "pick")
     node = helper.make_node("Identity", ["x"], ["y"])
     ports = [(name, TensorProto.FLOAT, []) for name in ("x", "y")]
     mserve.export(builders.model([node], ports[:1], ports[1:]), models / "scalar")
+    sparse_models.mixed(models / "sparse", builders.floats(50, 1))
     table = {
         "key": np.array(["a", "b", "é"], object),
         "number": np.arange(3),

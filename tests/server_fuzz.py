@@ -30,6 +30,7 @@ BAD_GRPC = {"INTERNAL", "UNKNOWN", "DATA_LOSS"}
 ANSWER_S = 40.0
 # What is good, in both protocols: method, path, body.
 ROW = {"a": 1.0, "b": [2, 3]}
+MIXED = {"x": {"ids": [3, 9], "values": [1, 0.5]}, "d": [1, 2, 3], "r": [[1, 2], [3, 4]]}
 GOOD: list[tuple[str, str, Any]] = [
     ("POST", "/v1/models/flowers:predict", {"instances": [ROW]}),
     ("POST", "/v1/models/flowers/versions/1:predict", {"inputs": {"a": [1], "b": [[2, 3]]}}),
@@ -39,6 +40,8 @@ GOOD: list[tuple[str, str, Any]] = [
     ("POST", "/v1/models/pick:predict", {"instances": [0, 9]}),
     ("POST", "/v1/models/words:predict", {"instances": ["a", "é"]}),
     ("POST", "/v1/models/scalar:predict", {"inputs": 1.5}),
+    ("POST", "/v1/models/sparse:predict", {"instances": [MIXED, {**MIXED, "x": "3:1 9:0.5"}]}),
+    ("POST", "/v1/models/sparse:predict", {"inputs": {"x": ["3:1"], "d": [[1, 2, 3]], "r": [[[1, 2]]]}}),
     ("GET", "/v1/models/flowers/labels/stable/metadata", None),
     ("GET", "/v1/models/words/versions/1", None),
     ("GET", "/v1/models", None),
@@ -58,6 +61,13 @@ def _tensor(name: str, datatype: str, shape: list[int], **more: Any) -> dict[str
 
 
 AB = [_tensor("a", "FP32", [1], data=[1]), _tensor("b", "FP32", [1, 2], data=[2, 3])]
+PARTS = [
+    _tensor("x.ids", "INT64", [2], data=[3, 9]),
+    _tensor("x.lengths", "INT64", [2], data=[2, 0]),
+    _tensor("d", "FP32", [2, 3], data=[1, 2, 3, 4, 5, 6]),
+    _tensor("r.values", "FP32", [1, 2], data=[1, 2]),
+    _tensor("r.lengths", "INT64", [2], data=[0, 1]),
+]
 _CLASSES = [{"name": "row", "parameters": {"classification": 1}}]
 GOOD += [
     ("POST", "/v2/models/flowers/infer", {"id": "x", "inputs": AB, "outputs": [{"name": "scores"}]}),
@@ -67,6 +77,7 @@ GOOD += [
         "/v2/models/pick/infer",
         {"inputs": [_tensor("index", "INT64", [2], data=[1, 2])], "outputs": _CLASSES},
     ),
+    ("POST", "/v2/models/sparse/infer", {"inputs": PARTS}),
     ("POST", "/v2/models/words/infer", {"inputs": [_tensor("key", "BYTES", [1], data=["a"])]}),
 ]
 RAW = struct.pack("<3q", 1, 2, 3)

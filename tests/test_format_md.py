@@ -18,6 +18,7 @@ from mserve import errors
 from mserve.exporters.onnx_model import INLINE_BYTES
 from mserve.format import layout, metagraph, open_bundle, shards
 from mserve.format.graph import MAX_DIMS
+from mserve.sparse import Sparse
 from mserve.tensors import DTYPES, METHODS
 
 
@@ -52,7 +53,8 @@ def test_the_python_examples_run(text: str, mlp: ModelProto, base: Path) -> None
 
 
 def test_the_json_example_is_a_metagraph(text: str) -> None:
-    (example,) = (json.loads(block) for block in blocks(text, "json"))
+    example, sparse = (json.loads(block) for block in blocks(text, "json"))
+    assert Sparse.from_json(sparse, DTYPES).to_json() == sparse
     proto = builders.elementwise(helper.make_node("Relu", ["x"], ["y"]))
     for key, value in example.items():
         proto.metadata_props.add(key=key, value=json.dumps(value))

@@ -30,7 +30,7 @@ CHECKS = (
 # How many requests are made to each operation. A longer run:
 #     MSERVE_EXAMPLES=500 sh tests/run.sh tests/test_openapi.py --timeout 3600
 EXAMPLES = int(os.environ.get("MSERVE_EXAMPLES", "8"))
-MODELS = ("echo", "flowers", "pick", "scalar", "words")
+MODELS = ("echo", "flowers", "pick", "scalar", "sparse", "words")
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from mserve.format.golden import read_npz
 from mserve.loader.servable import Servable
 from mserve.rows import Cuts, first, join, row_count, take
 from mserve.runtime.engines import open_engines
-from mserve.sparse import Sparse, graph_tensors
+from mserve.sparse import RANKS, ROLES, Sparse, graph_tensors
 from mserve.tensors import Signature, TensorSpec, check_inputs
 from mserve.wire import tfs_json
 
@@ -98,6 +99,14 @@ def test_a_graph_takes_what_it_names(kind: str, role: str, expected: list[Any]) 
     assert role == "values" or found.dtype == np.int64
     nothing = graph_tensors("f", sparse, {name: x[:0] for name, x in given.items()})["named"]
     assert len(nothing) == {"splits": 1, "shape": 2, "count": 1}.get(role, 0)
+
+
+def test_format_md_lists_the_roles(root: Path) -> None:
+    text = (root / "mserve" / "format" / "FORMAT.md").read_text().split("| role |")[1]
+    told = re.findall(r"^\| (\w+) \| .* \| .*? \[(.*)\] \|$", text, re.MULTILINE)
+    assert [role for role, _ in told] == list(ROLES)
+    ranks = {role: shape.count(",") + 1 for role, shape in told if role != "values"}
+    assert ranks == RANKS
 
 
 # --- what a signature says ---

@@ -157,6 +157,11 @@ class Servable:
         self._labels: Mapping[str, Sequence[str]] = {}
         self._sessions = sessions
         self._wide: Mapping[str, Engine] = {}
+        # The graph's name of each input; None where sparse inputs are more than names.
+        self._fed = {
+            name: None if sig.sparse else {a: s.name for a, s in sig.inputs.items()}
+            for name, sig in self.signatures.items()
+        }
         self._plans = {
             name: ([s.name for s in sig.outputs.values()], tuple(sig.outputs))
             for name, sig in self.signatures.items()
@@ -213,9 +218,11 @@ class Servable:
         """
         if not self._sessions:
             raise RuntimeError("run on a closed servable")
-        spec = self.signatures[signature]
-        ports = spec.inputs
-        fed = feeds(spec, inputs) if spec.sparse else {ports[a].name: x for a, x in inputs.items()}
+        names = self._fed[signature]
+        if names is None:
+            fed = feeds(self.signatures[signature], inputs)
+        else:
+            fed = {names[alias]: x for alias, x in inputs.items()}
         engines = self._wide if wide and self._wide else self._sessions
         return engines[signature].run(self._plans[signature][0], fed, options)
 

@@ -131,7 +131,8 @@ class RequestLog:
         return orjson.dumps(record.facts, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n"
 
     def _value(self, alias: str, array: Array) -> Any:
-        if alias in self.sampling.redact:
+        # A sparse input's parts are called like it, and a word for the part.
+        if not self.sampling.redact.isdisjoint((alias, alias.rpartition(".")[0])):
             return {"redacted": True}
         import numpy as np
 

@@ -276,7 +276,8 @@ def quieten_collector() -> None:
 def _check_redacted(server: Server) -> None:
     """Warn of names in `redact` that no signature has: a slip there would record what is to be kept out."""
     loaded = [s for m in server.reconciler.models.values() for s in m.available.values()]
-    ports = {a for s in loaded for sig in s.signatures.values() for a in (*sig.inputs, *sig.outputs)}
+    signatures = [signature for servable in loaded for signature in servable.signatures.values()]
+    ports = {a for s in signatures for a in (*s.inputs, *s.sparse, *s.outputs)}
     unknown = [name for name in server.config.request_log.redact if name not in ports]
     if server.request_log is not None and loaded and unknown:
         log.warning("request_log.redact names what no loaded signature has: %s", ", ".join(unknown))
