@@ -353,7 +353,7 @@ def check_inputs(signature: Signature, inputs: Mapping[str, Array]) -> int:
 
 
 def _checked_rows(signature: Signature, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Check what the parts of sparse inputs hold; return the arrays that have a row of axis 0 for each row."""
+    """Check what the parts of sparse inputs hold; return the arrays whose axis 0 is the rows."""
     for alias, sparse in signature.sparse.items():
         check_entries(alias, sparse, inputs)
     entries = entry_names(signature.sparse)
