@@ -25,6 +25,8 @@ from ..errors import InputError, RequestError, UsageError
 from ..examples import generate, generated_bytes
 from ..files import read_input
 from ..format.golden import Golden, read_npz
+from ..rows import row_count, take
+from ..sparse import length_names
 from ..tensors import DTYPES, Array, Signature, TensorSpec
 from ..wire import oip_json, tfs_json
 
@@ -193,13 +195,13 @@ def golden_samples(golden: Golden, signature: Signature, rows: int, distinct: in
     """Recorded rows in requests of `rows`, at most `distinct`; all of them as one without a batch axis."""
     if signature.batch_axis is None:
         return [Sample(golden.inputs, outputs=golden.outputs)]
-    total = min((len(x) for x in golden.inputs.values()), default=0)
+    total = row_count(signature, golden.inputs) if golden.inputs else 0
     if not total:
         return []
     samples = []
     for number in range(min(distinct, total)):
         at = (np.arange(rows) + number * rows) % total
-        inputs, outputs = ({a: x[at] for a, x in side.items()} for side in (golden.inputs, golden.outputs))
+        inputs, outputs = take(signature, golden.inputs, at), {a: x[at] for a, x in golden.outputs.items()}
         samples.append(Sample(inputs, outputs=outputs))
     return samples
 
@@ -227,9 +229,9 @@ def _one(
     signature: Signature, rows: int, seed: tuple[int, int], known: Mapping[str, Array]
 ) -> dict[str, Array]:
     arrays = generate(signature, rows, seed=seed[0] * 100_003 + seed[1])
-    rng = np.random.default_rng(seed)
+    rng, lengths = np.random.default_rng(seed), length_names(signature.sparse)
     for alias, spec in signature.inputs.items():
-        pool = known.get(alias)
+        pool = known.get(alias) if alias not in lengths else None
         if pool is not None and pool.size and not spec.length_of:
             arrays[alias] = _drawn(spec, arrays[alias], pool, rng)
     return arrays

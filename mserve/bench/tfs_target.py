@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import EnvironmentProblem, InputError, MserveError, NotFound
-from ..tensors import DEFAULT_SIGNATURE, DTYPES, Signature, TensorSpec
+from ..sparse import IDS, LENGTHS, VALUES, Sparse
+from ..tensors import ANY_DIM, DEFAULT_SIGNATURE, DTYPES, Signature, TensorSpec
 from .codecs import Asked, tfs_path
 from .endpoint import Endpoint, unknown_protocol
 from .pages import get, json_page
@@ -111,9 +112,32 @@ def signature_of(page: dict[str, Any], name: str) -> Signature:
 
 
 def of_inputs(inputs: dict[str, TensorSpec]) -> Signature:
-    """A signature with these inputs; its rows are independent where every first size is open."""
+    """A signature with these inputs; its rows are independent where every first size is open.
+
+    Pages list a sparse input's parts, which are told by their names.
+    """
     batched = bool(inputs) and all(s.shape is not None and s.shape[:1] == ("batch",) for s in inputs.values())
-    return Signature("predict", inputs, {}, 0 if batched else None)
+    ports: dict[str, TensorSpec | Sparse] = {}
+    for name, spec in inputs.items():
+        alias = name.rpartition(".")[0]
+        sparse = _sparse(alias, inputs)
+        ports |= {name: spec} if sparse is None else {alias: sparse}
+    return Signature.of("predict", ports, {}, 0 if batched else None)
+
+
+def _sparse(alias: str, inputs: dict[str, TensorSpec]) -> Sparse | None:
+    """The sparse input that the parts of a name are; None where they are not there."""
+    names = {part: f"{alias}.{part}" for part in (IDS, VALUES, LENGTHS) if f"{alias}.{part}" in inputs}
+    if LENGTHS not in names or len(names) < 2:
+        return None
+    values = inputs.get(names.get(VALUES, ""))
+    entry = (values.shape or ())[1:] if values else ()
+    return Sparse(
+        "sparse" if IDS in names else "ragged",
+        values.dtype if values else "int64",
+        names,
+        ("batch", ANY_DIM, *entry),
+    )
 
 
 def dims(sizes: list[int]) -> tuple[int | str, ...]:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from ..errors import EnvironmentProblem, MserveError, NotFound, UsageError
+from ..rows import take
+from ..sparse import IDS, LENGTHS, VALUES
 from ..tensors import Array, Signature
 from ..wire import tfs_json
 from . import oip_target, statistics
@@ -151,7 +153,8 @@ def _samples(api: Api, asked: Asked, ask: Ask) -> Samples:
     arrays = _fitting(example, signature)
     if arrays is None:
         return Samples(made_up(signature, rows, ask.distinct, ask.seed, {}), "made up")
-    first = Sample(_repeated(arrays, rows) if signature.batch_axis is not None else arrays)
+    repeated = take(signature, arrays, [0] * rows) if signature.batch_axis is not None else arrays
+    first = Sample(repeated)
     if ask.inputs == GOLDEN:
         return Samples([first], "the server's example")
     more = made_up(signature, rows, ask.distinct, ask.seed, pools(signature, arrays))
@@ -164,13 +167,6 @@ def _fitting(example: Sample, signature: Signature) -> Mapping[str, Array] | Non
         return arrays_of(example, signature) if example.body else None
     except MserveError:
         return None
-
-
-def _repeated(arrays: Any, rows: int) -> dict[str, Array]:
-    """The first row, so many times."""
-    import numpy as np
-
-    return {alias: np.repeat(x[:1], rows, axis=0) for alias, x in arrays.items()}
 
 
 class Encoder:
@@ -197,7 +193,7 @@ class Encoder:
         made = sample.form == "arrays"
         arrays = sample.arrays if made else arrays_of(sample, self._signature(asked))
         rows = {x.shape[:1] for x in arrays.values()}
-        asked = replace(asked, rows=len(rows) == 1 and rows != {()})
+        asked = replace(asked, rows=len(rows) == 1 and rows != {()} and _lengths(arrays) is None)
         return CODECS[self._protocol].encode(self._endpoint, asked, arrays)
 
     def _signature(self, asked: Asked) -> Signature:
@@ -223,11 +219,22 @@ class Load:
 
 
 def _rows(sample: Sample) -> int | None:
+    if (lengths := _lengths(sample.arrays)) is not None:
+        return len(lengths)
     if sample.form == "arrays":
         sizes = {x.shape[0] if x.ndim else 1 for x in sample.arrays.values()}
         return int(sizes.pop()) if len(sizes) == 1 else None
     instances = tfs_json.parse(sample.body).get("instances")
     return len(instances) if isinstance(instances, list) else None
+
+
+def _lengths(arrays: Mapping[str, Array]) -> Array | None:
+    """How many entries the rows of a sparse input have; None where no input is sparse."""
+    ends = [name.removesuffix(f".{LENGTHS}") for name in arrays if name.endswith(f".{LENGTHS}")]
+    parts = (
+        f"{alias}.{LENGTHS}" for alias in ends if {f"{alias}.{IDS}", f"{alias}.{VALUES}"} & arrays.keys()
+    )
+    return next((arrays[name] for name in parts), None)
 
 
 class UrlTarget:

@@ -123,6 +123,7 @@ def runner(model: Model) -> Run:
     """Load a bundle or an ONNX file, to be run. Raises ModelRefused and its kind."""
     from ..defaults import fill_defaults
     from ..format.graph import read_graph
+    from ..rows import Cuts, feeds
     from ..runtime.engines import engines_for, open_engines
     from ..runtime.weights import Weights
     from ..tensors import check_inputs, plain_text
@@ -141,14 +142,15 @@ def runner(model: Model) -> Run:
         wanted = [port.name for port in spec.outputs.values()]
 
         def part(given: Mapping[str, Array]) -> list[Array]:
-            return engines[name].run(wanted, {spec.inputs[a].name: x for a, x in given.items()})
+            return engines[name].run(wanted, feeds(spec, given))
 
         if spec.batch_axis is None or rows <= ROWS_AT_ONCE:
             return dict(zip(spec.outputs, part(arrays), strict=True))
         import numpy as np
 
         starts = range(0, rows, ROWS_AT_ONCE)
-        parts = [part({a: x[at : at + ROWS_AT_ONCE] for a, x in arrays.items()}) for at in starts]
+        cuts = Cuts(spec, arrays)
+        parts = [part(cuts.rows(at, min(rows, at + ROWS_AT_ONCE))) for at in starts]
         return {a: np.concatenate([p[i] for p in parts]) for i, a in enumerate(spec.outputs)}
 
     return run

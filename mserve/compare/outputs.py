@@ -17,6 +17,7 @@ from ..errors import InputError, MserveError, UsageError
 from ..files import open_input, read_input, read_text
 from ..format.golden import read_npz, unpack
 from ..numerics import ATOL, RTOL
+from ..rows import row_count
 from ..runtime.engines import RUN_S
 from ..tensors import DEFAULT_SIGNATURE, Array, Signature, dtype_of, show_shape
 from .answers import measured, moved
@@ -73,7 +74,7 @@ def compare(old: Model, new: Model, pairs: list[Pair], options: Options) -> Leve
     changes += [Change("no-counterpart", name, "NEW has no such signature to ask") for name in unmatched]
     if labels is not None:
         changes += _metrics(pairs, answers, labels, options.signature)
-    counts = [f"{name}: {_rows(x)} row(s)" for name, x in requests.items()]
+    counts = [f"{name}: {_rows(old.signatures[name], x)} row(s)" for name, x in requests.items()]
     return Level(OUTPUTS, tuple(changes), ", ".join(counts))
 
 
@@ -81,7 +82,9 @@ def _renamed(inputs: Mapping[str, Array], names: Mapping[str, str]) -> dict[str,
     return {names.get(alias, alias): x for alias, x in inputs.items()}
 
 
-def _rows(inputs: Mapping[str, Array]) -> int:
+def _rows(signature: Signature, inputs: Mapping[str, Array]) -> int:
+    if signature.sparse:
+        return row_count(signature, inputs)
     return len(next(iter(inputs.values()))) if inputs and all(x.ndim for x in inputs.values()) else 1
 
 

@@ -113,6 +113,7 @@ def _signature(one: Signature, two: Signature, pair: Pair, *, same_kind: bool) -
     for alias, other in pair.inputs.items():
         first, second = one.inputs[alias], two.inputs[other]
         yield from _input(f"{name}.{other}", first, second, symbols)
+    yield from _sparse(name, one, two)
     yield from _tied(name, one, two, pair, 0 if same_kind else 1)
     for alias, other in pair.outputs.items():
         yield from _output(f"{name}.{other}", one.outputs[alias], two.outputs[other], symbols)
@@ -120,6 +121,22 @@ def _signature(one: Signature, two: Signature, pair: Pair, *, same_kind: bool) -
     if named:
         now = ", ".join(sorted({d for dims in named.values() for d in dims}))
         yield Change("symbols", name, "open dimensions have other names", ", ".join(sorted(named)), now)
+
+
+def _sparse(name: str, one: Signature, two: Signature) -> Iterator[Change]:
+    """Sparse inputs that take other ids, or rows of another number of entries."""
+    for alias in [alias for alias in one.sparse if alias in two.sparse]:
+        first, second = one.sparse[alias], two.sparse[alias]
+        limits = {"ids": (first.size, second.size), "entries": (first.max_length, second.max_length)}
+        for what, (was, now) in limits.items():
+            if was != now:
+                code = "input-narrowed" if now and (now < was or not was) else "input-widened"
+                text = f"the {what} are others"
+                yield Change(code, f"{name}.{alias}", text, _below(was), _below(now))
+
+
+def _below(limit: int) -> str:
+    return f"up to {limit}" if limit else "any"
 
 
 def _side(name: str, side: str, ports: tuple[Ports, Ports], matched: Mapping[str, str]) -> Iterator[Change]:

@@ -25,6 +25,7 @@ from ..files import read_input
 from ..format import golden
 from ..format.digests import file_digest
 from ..format.golden import Golden
+from ..rows import row_count, take
 from ..tensors import DEFAULT_SIGNATURE, Array, Signature
 from . import child, isolation, onnx_model, sources
 from .kinds import ConvertOptions, Kind, Source
@@ -211,12 +212,12 @@ def _draw_from_trials(parts: Source) -> None:
     inputs = next((trial[name].inputs for trial in parts.trials if name in trial), None)
     if not inputs or signatures[name].batch_axis is None:
         return
-    tensors = {signatures[name].inputs[alias].name: array for alias, array in inputs.items()}
-    count = min((len(array) for array in tensors.values() if array.ndim), default=0)
+    signature = signatures[name]
+    count = row_count(signature, inputs)
 
     def draw(rows: int) -> dict[str, Array]:
-        index = np.arange(rows) % count
-        return {tensor: array[index] for tensor, array in tensors.items()}
+        found = take(signature, inputs, np.arange(rows) % count)
+        return {signature.inputs[alias].name: array for alias, array in found.items()}
 
     if count:
         parts.draw, parts.golden_rows = draw, min(count, MAX_GOLDEN_ROWS)

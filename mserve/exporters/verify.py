@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import FindingError, InputError, RequestError, UsageError
 from ..format.golden import Golden, read_npz
+from ..rows import row_count
 from ..tensors import DTYPES, Array, Signature, check_inputs, plain_text
 from .signatures import may_batch, with_batch_axis
 
@@ -71,9 +72,7 @@ def verify(
         for name, golden in trial.items():
             signature = signatures[name]
             outputs = _run(name, signature, golden, runs[name])
-            rows += (
-                max((len(x) for x in golden.inputs.values() if x.ndim), default=1) if golden.outputs else 0
-            )
+            rows += _rows(signature, golden) if golden.outputs else 0
             for alias, expected in golden.outputs.items():
                 error, reason = difference(expected, outputs[alias], tol)
                 if reason:
@@ -86,6 +85,12 @@ def verify(
                     )
                 worst = error if worst is None else max(worst, error)
     return Verdict(worst, rows)
+
+
+def _rows(signature: Signature, golden: Golden) -> int:
+    if signature.sparse:
+        return row_count(signature, golden.inputs)
+    return max((len(x) for x in golden.inputs.values() if x.ndim), default=1)
 
 
 def _run(name: str, signature: Signature, golden: Golden, run: Run) -> Mapping[str, Array]:
