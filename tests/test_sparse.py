@@ -715,3 +715,19 @@ def test_commands_know_them(model: Servable, tmp_path: Path) -> None:
 def test_bench_asks_in_process(model: Servable, rows: int) -> None:
     told = bench_json(model.bundle.path, "--duration", 0.2, "--warmup", 0.1, "--rows", rows)
     assert told["reports"][0]["target"]["rows"] == rows
+
+
+def test_diff_asks_both_versions(model: Servable, tmp_path: Path) -> None:
+    """The recorded rows go to both; fewer ids, or shorter rows, break clients."""
+    version = model.bundle.path
+    fewer = sparse_models.logistic(tmp_path / "fewer", WEIGHTS[:600], -0.25)
+    text = run("diff", version, fewer).stdout
+    assert "input-narrowed" in text
+    assert "up to 1000 -> up to 600" in text
+    assert "answers-moved" in text
+    assert "input-widened" in run("diff", fewer, version).stdout
+    moved = sparse_models.logistic(tmp_path / "moved", WEIGHTS, 0.25 + 1e-7)
+    (tmp_path / "in.json").write_text(json.dumps({"instances": objects(draw(700, SIZE, 9))}))
+    done = run("diff", version, moved, "--inputs", tmp_path / "in.json", "--fail-on", "outputs")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "700 row(s)" in done.stdout

@@ -254,11 +254,24 @@ def test_the_example_can_be_posted_and_fits_the_document(server: Running, model:
 
 
 @pytest.mark.parametrize("rows", [1, 6])
-def test_bench_asks_the_server(server: Running, rows: int) -> None:
-    flags = ("--duration", 0.3, "--warmup", 0.1, "--rows", rows)
-    told = bench_json(f"{server.url}/v1/models/lr", *flags)["reports"][0]
+@pytest.mark.parametrize("protocol", ["tfs", "oip", "oip-binary", "grpc", "tfs-grpc"])
+def test_bench_asks_the_server(server: Running, protocol: str, rows: int) -> None:
+    """Requests are made up like the server's example, whichever protocol tells what they hold."""
+    url = f"grpc://127.0.0.1:{server.grpc_port}" if "grpc" in protocol else server.url
+    flags = ("--model", "lr", "--protocol", protocol, "--duration", 0.3, "--warmup", 0.1, "--rows", rows)
+    told = bench_json(url, *flags)["reports"][0]
     assert told["target"]["rows"] == rows
     assert told["requests"]["ok"] == told["requests"]["total"] > 0
+
+
+def test_bench_sends_arrays_of_a_file(server: Running, tmp_path: Path) -> None:
+    """One row with one id: as many rows as entries, and still no row form."""
+    for rows in (ROWS, [([3], [1])]):
+        np.savez(tmp_path / "in.npz", **parts(rows))  # type: ignore[arg-type]
+        flags = ("--model", "lr", "--inputs", tmp_path / "in.npz", "--duration", 0.2, "--warmup", 0.1)
+        told = bench_json(server.url, *flags)["reports"][0]
+        assert told["requests"]["ok"] == told["requests"]["total"] > 0
+        assert told["target"]["rows"] == len(rows)
 
 
 # --- hostile requests ---
