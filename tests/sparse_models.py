@@ -12,37 +12,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 import mserve
-from mserve.exporters.sparse_graph import graph_inputs, row_dots, row_sums, sparse_input
+from mserve.exporters.build import Graph
+from mserve.exporters.sparse_graph import row_dots, row_sums, sparse_input
 from mserve.sparse import Sparse
-from mserve.tensors import DTYPES, Array, Signature, TensorSpec
+from mserve.tensors import Array, Signature, TensorSpec
 
 Row = tuple[Sequence[int], Sequence[float]]
-
-
-class Graph:
-    """Nodes and weights, for the builders of sparse graphs."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.weights: list[onnx.TensorProto] = []
-
-    def add(self, op: str, *inputs: str, name: str = "", **attributes: Any) -> str:
-        name = name or f"t{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, list(inputs), [name], **attributes))
-        return name
-
-    def weight(self, array: Array, name: str = "") -> str:
-        name = name or f"w{len(self.weights)}"
-        self.weights.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
-        return name
-
-    def model(self, signature: Signature) -> onnx.ModelProto:
-        outputs = [
-            helper.make_tensor_value_info(s.name, DTYPES[s.dtype].onnx, s.shape)
-            for s in signature.outputs.values()
-        ]
-        graph = helper.make_graph(self.nodes, "g", graph_inputs(signature), outputs, self.weights)
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=10)
 
 
 def publish(graph: Graph, signature: Signature, base: Path, **options: Any) -> Path:

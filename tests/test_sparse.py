@@ -21,13 +21,14 @@ from bench_tools import bench_json
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-from sparse_models import Graph, draw, objects, parts, sigmoid
+from sparse_models import draw, objects, parts, sigmoid
 from test_commands import run
 
 import mserve
 from mserve.checks import validate
 from mserve.errors import MetaGraphMalformed, ModelRefused, RequestError, UsageError
 from mserve.examples import generate
+from mserve.exporters.build import Graph
 from mserve.exporters.sparse_graph import row_dots, sparse_input
 from mserve.format import GOLDEN_FILE, open_bundle
 from mserve.format.golden import read_npz

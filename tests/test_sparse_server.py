@@ -18,10 +18,11 @@ import sparse_models
 from bench_tools import bench_json
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from server_tools import Running, serving
-from sparse_models import Graph, Row, draw, objects, parts, sigmoid
+from sparse_models import Row, draw, objects, parts, sigmoid
 from test_sparse_batches import inputs_of
 from test_tfs_grpc import ask, example, given, ours, spec
 
+from mserve.exporters.build import ML, Graph
 from mserve.exporters.sparse_graph import row_dots, sparse_input
 from mserve.sparse import Sparse
 from mserve.tensors import Signature, TensorSpec
@@ -61,8 +62,8 @@ def words(base: Path) -> None:
     """`count`: how many of a row's words are "a", from a ragged input of text."""
     names = {role: role for role in ("values", "lengths", "rows")}
     port, graph = Sparse("ragged", "string", names, ("batch", "?")), Graph()
-    is_a = graph.add("Equal", "values", graph.weight(np.array(["a"], object)))
-    hits = graph.add("Cast", is_a, to=1)
+    table: dict[str, Any] = {"keys_strings": ["a"], "values_floats": [1.0], "default_float": 0.0}
+    hits = graph.add("LabelEncoder", "values", domain=ML, **table)
     zeros = graph.add("Mul", graph.add("Cast", "lengths", to=1), graph.weight(np.zeros(1, np.float32)))
     graph.add("ScatterElements", zeros, "rows", hits, name="count", axis=0, reduction="add")
     outputs = {"outputs": TensorSpec("count", "float32", ("batch",))}

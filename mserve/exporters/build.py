@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..tensors import DTYPES, Array, Signature, TensorSpec
+from ..tensors import DTYPES, Array, Ports, Signature, TensorSpec
+from .sparse_graph import graph_inputs, value_info
 
 if TYPE_CHECKING:
     import onnx
@@ -64,20 +65,12 @@ class Graph:
         """The model whose inputs and outputs are the tensors of a signature."""
         from onnx import helper
 
-        inputs, outputs = (
-            [_value(spec) for spec in side.values()] for side in (signature.inputs, signature.outputs)
-        )
+        inputs, outputs = graph_inputs(signature), [value_info(s) for s in signature.outputs.values()]
         graph = helper.make_graph(self._nodes, "model", inputs, outputs, self._weights)
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(ML, ML_OPSET)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="mserve")
 
 
-def _value(spec: TensorSpec) -> onnx.ValueInfoProto:
-    from onnx import helper
-
-    return helper.make_tensor_value_info(spec.name, DTYPES[spec.dtype].onnx, spec.shape)
-
-
-def predicts(inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec]) -> Signature:
+def predicts(inputs: Ports, outputs: Mapping[str, TensorSpec]) -> Signature:
     """A signature whose rows are independent."""
-    return Signature("predict", dict(inputs), dict(outputs), 0)
+    return Signature.of("predict", inputs, dict(outputs), 0)

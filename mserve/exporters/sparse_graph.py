@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..sparse import IDS, LENGTHS, RANKS, VALUES, Sparse
-from ..tensors import DTYPES, Array, Signature
+from ..sparse import IDS, LENGTHS, VALUES, Sparse
+from ..tensors import DTYPES, Array, Dim, Signature, TensorSpec
 
 if TYPE_CHECKING:
     import onnx
@@ -72,19 +72,28 @@ def row_sums(graph: Builder, port: Sparse, terms: str, like: Array) -> str:
 
 def graph_inputs(signature: Signature) -> list[onnx.ValueInfoProto]:
     """The graph's inputs for the inputs of a signature, sparse ones by their roles."""
-    from onnx import TensorProto, helper
-
     found = []
     for alias, port in signature.ports().items():
         if not isinstance(port, Sparse):
-            found.append(helper.make_tensor_value_info(port.name, DTYPES[port.dtype].onnx, port.shape))
+            found.append(value_info(port))
             continue
-        first = {LENGTHS: port.shape[0], "splits": "splits", "shape": 2, "count": 1}
         for role, tensor in port.tensors.items():
-            open_shape = [first.get(role, f"{alias}.entries"), *([2] if RANKS.get(role) == 2 else [])]
-            if role == VALUES:
-                dims = [f"{alias}.entries", *port.shape[2:]]
-                found.append(helper.make_tensor_value_info(tensor, DTYPES[port.dtype].onnx, dims))
-            else:
-                found.append(helper.make_tensor_value_info(tensor, TensorProto.INT64, open_shape))
+            shape = _shape(role, alias, port)
+            found.append(value_info(TensorSpec(tensor, port.dtype if role == VALUES else "int64", shape)))
     return found
+
+
+def value_info(spec: TensorSpec) -> onnx.ValueInfoProto:
+    """A tensor as a graph's input or output."""
+    from onnx import helper
+
+    return helper.make_tensor_value_info(spec.name, DTYPES[spec.dtype].onnx, spec.shape)
+
+
+def _shape(role: str, alias: str, port: Sparse) -> tuple[Dim, ...]:
+    """The shape of the graph's tensor for a role."""
+    first: dict[str, Dim] = {LENGTHS: port.shape[0], "splits": f"{alias}.splits", "shape": 2, "count": 1}
+    shape = (first.get(role, f"{alias}.entries"),)
+    if role == VALUES:
+        return (*shape, *port.shape[2:])
+    return (*shape, 2) if role == "indices" else shape
