@@ -26,7 +26,7 @@ from test_commands import run
 
 import mserve
 from mserve.checks import validate
-from mserve.errors import MetaGraphMalformed, ModelRefused, RequestError, UsageError
+from mserve.errors import MetaGraphMalformed, ModelRefused, PayloadTooLarge, RequestError, UsageError
 from mserve.examples import generate
 from mserve.exporters.build import Graph
 from mserve.exporters.sparse_graph import row_dots, sparse_input
@@ -37,7 +37,7 @@ from mserve.rows import Cuts, first, join, row_count, take
 from mserve.runtime.engines import open_engines
 from mserve.sparse import RANKS, ROLES, Sparse, graph_tensors
 from mserve.tensors import Signature, TensorSpec, check_inputs
-from mserve.wire import tfs_json
+from mserve.wire import sparse_json, tfs_json
 
 SIZE = 1000
 WEIGHTS = builders.floats(SIZE, 1)
@@ -430,6 +430,13 @@ def test_a_request_of_another_form_is_refused(body: Any, words: str) -> None:
     with pytest.raises(RequestError) as caught:
         tfs_json.inputs_of(body, signature(port()))
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("rows", [["1:1 2:1 3:1"], ["1:1", "2:1 3:1"], [{"ids": [1]}, {"ids": [2, 3]}]])
+def test_entries_are_counted_however_they_are_written(monkeypatch: pytest.MonkeyPatch, rows: Any) -> None:
+    monkeypatch.setattr(sparse_json, "MAX_VALUES", 2)
+    with pytest.raises(PayloadTooLarge, match="too many entries"):
+        tfs_json.inputs_of({"instances": rows}, signature(port()))
 
 
 @given(st.text(max_size=30))

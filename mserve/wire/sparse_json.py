@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
-from ..errors import RequestError
+from ..errors import PayloadTooLarge, RequestError
 from ..sparse import IDS, LENGTHS, VALUES, Sparse
 from ..tensors import Array, Signature, TensorSpec
-from .json_values import kind, to_array
+from .json_values import MAX_VALUES, kind, to_array
 
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _PAIR = re.compile(rf"(\d{{1,19}}):({_NUMBER})", re.ASCII)
@@ -33,12 +33,12 @@ def is_row(value: Any, alias: str, sparse: Sparse) -> bool:
 
 
 def of_rows(rows: Any, alias: str, signature: Signature, *, booleans: bool = True) -> dict[str, Array]:
-    """A list of rows as the parts of a sparse input. Raises RequestError naming the row."""
+    """A list of rows as the parts of a sparse input. Raises RequestError naming the row, PayloadTooLarge."""
     sparse = signature.sparse[alias]
     if not isinstance(rows, list):
         raise RequestError(f"input {alias!r} is not a list of rows", found=kind(rows))
     read = _sparse_row if sparse.kind == "sparse" else _ragged_row
-    ids, values, lengths = list[list[Any]](), list[list[Any]](), list[int]()
+    ids, values, lengths, total = list[list[Any]](), list[list[Any]](), list[int](), 0
     for index, row in enumerate(rows):
         try:
             given, numbers = read(row, alias, sparse)
@@ -48,6 +48,8 @@ def of_rows(rows: Any, alias: str, signature: Signature, *, booleans: bool = Tru
         ids.append(given)
         values.append([1] * len(given) if numbers is None else numbers)
         lengths.append(len(given))
+        total += len(given)
+        _check_count(total)
     columns = {IDS: ids, VALUES: values}
     return {
         name: _array(lengths if part == LENGTHS else columns[part], part, alias, signature, booleans)
@@ -67,6 +69,17 @@ def _array(column: Any, part: str, alias: str, signature: Signature, booleans: b
         raise
     # Of no entries nobody can tell the sizes.
     return array if flat else array.reshape(0, *signature.sparse[alias].shape[2:] if part == VALUES else ())
+
+
+def _check_count(entries: int) -> None:
+    """What is not counted where JSON is read: text can hide its pairs from that."""
+    if entries > MAX_VALUES:
+        raise PayloadTooLarge(
+            "the rows have too many entries",
+            expected=f"at most {MAX_VALUES:,}",
+            found=f"{entries:,} and more",
+            hint="send the ids, values and lengths as arrays",
+        )
 
 
 def _culprit(column: Any, spec: TensorSpec, alias: str) -> str:
@@ -108,7 +121,9 @@ def _ragged_row(row: Any, alias: str, _: Sparse) -> Row:
 def _line(text: str, alias: str, sparse: Sparse) -> Row:
     """A line of LIBSVM's or libFM's text: label (passed over), id:value, ... # comment."""
     ids, values = list[Any](), list[Any]()
-    for at, word in enumerate(text.partition("#")[0].split()):
+    words = text.partition("#")[0].split()
+    _check_count(len(words))
+    for at, word in enumerate(words):
         pair = _PAIR.fullmatch(word)
         if pair is None:
             if at == 0 and _LABEL.fullmatch(word):
