@@ -275,6 +275,27 @@ def test_bench_sends_arrays_of_a_file(server: Running, tmp_path: Path) -> None:
         assert told["target"]["rows"] == len(rows)
 
 
+def test_values_to_be_kept_out_of_the_log_are_kept_out_by_the_inputs_name(tmp_path: Path) -> None:
+    """`redact` names the input; what the log would hold are its parts. A request is logged by them, too."""
+    sparse_models.mixed(tmp_path / "models" / "mixed", MIXED, golden=0)
+    config = tmp_path / "mserve.toml"
+    config.write_text(
+        '[models.mixed]\nbase_path = "models/mixed"\n'
+        '[request_log]\npath = "requests.jsonl"\nsample = 1\nredact = ["x", "r.values"]\n'
+    )
+    with serving(f"--config={config}", tmp_path / "log") as server:
+        row = {"x": "3:1 9:0.5", "d": [1, 2, 3], "r": [[1, 2]]}
+        assert server.predict("mixed", {"instances": [row]}).status == 200
+        assert "redact" not in server.log()
+        assert server.stop() == 0
+    inputs = json.loads((tmp_path / "requests.jsonl").read_text())["inputs"]
+    hidden = {"redacted": True}
+    assert inputs == {
+        "x.ids": hidden, "x.values": hidden, "x.lengths": hidden,
+        "d": [[1, 2, 3]], "r.values": hidden, "r.lengths": [1],
+    }  # fmt: skip
+
+
 # --- hostile requests ---
 
 IDS, VALUES, LENGTHS = np.array([3, 17, 5]), np.array([1, 0.5, 2], np.float32), np.array([2, 0, 1])
