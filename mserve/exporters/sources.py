@@ -26,6 +26,7 @@ MODULES = (
     "liblinear",
     "libsvm",
     "libfm",
+    "torch7_model",
 )
 
 
