@@ -27,6 +27,7 @@ MODULES = (
     "libsvm",
     "libfm",
     "torch7_model",
+    "caffe_model",
 )
 
 
