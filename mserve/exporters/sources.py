@@ -28,6 +28,7 @@ MODULES = (
     "libfm",
     "torch7_model",
     "caffe_model",
+    "spark_model",
 )
 
 
