@@ -210,7 +210,7 @@ class Table:
                 where=f"{where}: {name}",
                 expected=f"{size} numbers",
                 found=column.size,
-                hint=f"a column that holds vectors itself is described with --input {name}:float32[batch,N]",
+                hint="an input column that holds vectors is described with --input NAME:float32[batch,N]",
             )
         return column
 

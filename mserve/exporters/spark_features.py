@@ -310,7 +310,7 @@ def _splits(doc: Doc) -> Array:
     """Bounds, rising; JSON has no infinities, so that they stand as text."""
     import numpy as np
 
-    known = {"Infinity": np.inf, "-Infinity": -np.inf, "inf": np.inf, "-inf": -np.inf}
+    known = {f"{sign}{word}": np.inf * factor for sign, factor in (("", 1), ("-", -1)) for word in ("Inf", "Infinity")}
     values = [known.get(one.value, one.value) if isinstance(one.value, str) else one.value for one in doc.items()]
     found = Doc(values, doc.where).floats()
     if len(found) < 3 or not (np.diff(found) > 0).all():

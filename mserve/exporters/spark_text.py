@@ -22,6 +22,8 @@ from .spark_files import Stage
 
 SPACES = " \t\n\x0b\f\r"
 SEED = 42
+# Stands for an empty word while texts are split: a code point that is no character.
+NOTHING = "\uffff"
 MICROSOFT = "com.microsoft"
 
 
@@ -71,6 +73,7 @@ def _split(graph: Graph, text: str) -> tuple[str, str, str]:
     there = ""
     tensor = text
     for depth, space in enumerate(SPACES, 1):
+        tensor = _swapped(graph, tensor, "", NOTHING)  # the operator finds no word in an empty text
         tensor, counts = graph.add_two("StringSplit", tensor, delimiter=space)
         width = graph.add("Shape", tensor, start=depth, end=depth + 1)
         steps = graph.add(
@@ -80,10 +83,15 @@ def _split(graph: Graph, text: str) -> tuple[str, str, str]:
         if there:
             inside = graph.add("And", inside, graph.add("Unsqueeze", there, graph.weight(_array([-1]))))
         there = inside
-    words = graph.add("Flatten", tensor, axis=1)
+    words = graph.add("Flatten", _swapped(graph, tensor, NOTHING, ""), axis=1)
     there = graph.cast(graph.add("Flatten", graph.cast(there, "int64"), axis=1), "bool")
     count = graph.add("ReduceSum", graph.cast(there, "int64"), graph.weight(_array([1])))
     return words, there, count
+
+
+def _swapped(graph: Graph, texts: str, old: str, new: str) -> str:
+    """Texts, with `new` where they are `old`."""
+    return graph.add("Where", graph.add("Equal", texts, _text(graph, old)), _text(graph, new), texts)
 
 
 def _array(values: object) -> Array:

@@ -62,7 +62,9 @@ def tree_weights(stage: Stage) -> Array:
     import numpy as np
 
     rows = [Doc(row, stage.where) for row in read_rows(stage.path / "treesMetadata")]
-    found = {(row / "treeID").integer(0, len(rows) - 1): _number(row, "weights") for row in rows}
+    named = all("treeID" in row for row in rows)  # Spark 4 does not name these columns
+    key, weight = ("treeID", "weights") if named else ("_1", "_3")
+    found = {(row / key).integer(0, len(rows) - 1): _number(row, weight) for row in rows}
     if len(found) != len(rows):
         raise InputError("a tree stands twice", where=stage.where)
     return np.array([found[index] for index in sorted(found)])
