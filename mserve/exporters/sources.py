@@ -29,6 +29,7 @@ MODULES = (
     "torch7_model",
     "caffe_model",
     "spark_model",
+    "theano_model",
 )
 
 
