@@ -192,7 +192,8 @@ def parse_weights(data: bytes, where: str) -> dict[str, list[Array]]:
 
 def _layer(data: bytes, record: Field, where: str) -> tuple[str, list[Array]]:
     name_field, blob_field = LAYERS[record.number]
-    name, blobs = "", []
+    name = ""
+    blobs: list[Array] = []
     for one in protobuf.inside(data, record):
         if one.number == name_field:
             name = protobuf.text(data, one)

@@ -94,8 +94,18 @@ def _convolution(graph: Graph, layer: Layer, given: Given) -> list[str]:
     if not turned:
         return [networks.convolution(graph, given[0], parameters, moves, group=group)]
     names = [graph.weight(one) for one in parameters]
-    attributes = {"kernel_shape": moves.kernel, "strides": moves.stride, "dilations": moves.dilation}
-    return [graph.add("ConvTranspose", given[0], *names, **attributes, pads=moves.pad * 2, group=group)]
+    return [
+        graph.add(
+            "ConvTranspose",
+            given[0],
+            *names,
+            kernel_shape=moves.kernel,
+            strides=moves.stride,
+            dilations=moves.dilation,
+            pads=moves.pad * 2,
+            group=group,
+        )
+    ]
 
 
 def _pooling(graph: Graph, layer: Layer, given: Given) -> list[str]:
@@ -221,7 +231,9 @@ def _eltwise(graph: Graph, layer: Layer, given: Given) -> list[str]:
     factors = [float(x) for x in message.texts("coeff") if _is_number(x)]
     if message.texts("coeff") and (len(factors) != len(given) or ELTWISE[operation] != "Add"):
         raise InputError("bad coefficients", where=layer.where, expected=f"{len(given)}", found=len(factors))
-    parts = [graph.add("Mul", g, graph.scalar(f)) for g, f in zip(given, factors, strict=False)] or list(given)
+    parts = [graph.add("Mul", g, graph.scalar(f)) for g, f in zip(given, factors, strict=False)] or list(
+        given
+    )
     found = parts[0]
     for part in parts[1:]:
         found = graph.add(ELTWISE[operation], found, part)

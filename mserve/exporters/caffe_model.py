@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..errors import InputError, UsageError
 from ..files import read_input, read_text
-from ..tensors import TensorSpec
+from ..tensors import Array, TensorSpec
 from . import networks, ports
 from .build import Graph
 from .caffe_files import Message, is_text, parse_text, parse_weights
@@ -49,7 +49,7 @@ def convert(source: str, options: ConvertOptions) -> Converted:
     return networks.finish(graph, inputs, outputs, kind, options)
 
 
-def _layers(network: Message, weights: dict[str, list[networks.Array]]) -> list[Layer]:
+def _layers(network: Message, weights: dict[str, list[Array]]) -> list[Layer]:
     """The layers that answer, with their weights."""
     found = []
     described = [*network.messages("layers"), *network.messages("layer")]
@@ -93,7 +93,9 @@ def _connect(
         if missing or not bottoms or not tops:
             expected = ", ".join([*tensors][-12:])
             found = ", ".join(missing) or "no bottom or no top"
-            raise InputError("a layer takes what is not there", where=layer.where, expected=expected, found=found)
+            raise InputError(
+                "a layer takes what is not there", where=layer.where, expected=expected, found=found
+            )
         found_tensors = LAYERS[layer.kind](graph, layer, tuple(tensors[name] for name in bottoms))
         taken.update(bottoms)
         for name, tensor in zip(tops, found_tensors, strict=False):

@@ -193,7 +193,9 @@ def _shapes(
         ) from error
     found: dict[str, tuple[Dim, ...]] = {}
     for port in inferred.graph.output:
-        dims = [dim.dim_value if dim.HasField("dim_value") else ANY_DIM for dim in port.type.tensor_type.shape.dim]
+        dims = [
+            dim.dim_value if dim.HasField("dim_value") else ANY_DIM for dim in port.type.tensor_type.shape.dim
+        ]
         found[port.name] = ("batch", *dims[1:])
     return found
 

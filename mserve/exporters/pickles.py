@@ -177,7 +177,7 @@ def _string(machine: _Machine) -> None:
 
 def _integer(machine: _Machine) -> None:
     line = machine.line()
-    machine.push({b"00": False, b"01": True}.get(line, None) if line in (b"00", b"01") else int(line))
+    machine.push({b"00": False, b"01": True}.get(line) if line in (b"00", b"01") else int(line))
 
 
 def _sized(form: str, decode: Callable[[bytes], Any]) -> Callable[[_Machine], None]:
@@ -324,7 +324,9 @@ def array(value: Any, where: str) -> Array:
 def _dtype(value: Any, where: str) -> Any:
     import numpy as np
 
-    known = {f"{c}{s}" for c, sizes in (("f", "248"), ("i", "1248"), ("u", "1248"), ("b", "1")) for s in sizes}
+    known = {
+        f"{c}{s}" for c, sizes in (("f", "248"), ("i", "1248"), ("u", "1248"), ("b", "1")) for s in sizes
+    }
     code = value.arguments[0] if isinstance(value, Made) and value.arguments else None
     if not isinstance(code, str) or code.lstrip("<>|=") not in known:
         raise InputError("an array of no numbers", where=where, found=str(code)[:40])

@@ -30,6 +30,7 @@ MODULES = (
     "caffe_model",
     "spark_model",
     "theano_model",
+    "mahout_model",
 )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..tensors import Array
-from .build import ML, Graph
+from .build import ML
 from .documents import Doc
 from .spark_columns import (
     Block,
@@ -25,33 +25,7 @@ from .spark_columns import (
     vector_of,
 )
 from .spark_files import Stage, matrix, vector
-
-ERROR, SKIP, KEEP = "error", "skip", "keep"
-MAX_LABELS = 1 << 24
-
-
-def round_down(values: Array) -> Array:
-    """The largest float32 that is not above each double."""
-    import numpy as np
-
-    with np.errstate(over="ignore"):
-        narrow = values.astype(np.float32)
-    return np.where(narrow > values, np.nextafter(narrow, np.float32(-np.inf)), narrow)
-
-
-def _pairs(stage: Stage) -> list[tuple[str, str]]:
-    given, made = stage.columns("inputCol", "inputCols"), stage.columns("outputCol", "outputCols")
-    if len(given) != len(made):
-        raise InputError("columns do not match", where=stage.where, expected=len(given), found=len(made))
-    return list(zip(given, made, strict=True))
-
-
-def _lost(stage: Stage) -> bool:
-    """Whether Spark raises an error for what is not valid, or leaves the row out."""
-    chosen = stage.text("handleInvalid", ERROR)
-    if chosen not in (ERROR, SKIP, KEEP):
-        raise InputError("a way to handle what is invalid", where=stage.where, found=chosen[:40])
-    return chosen != KEEP
+from .spark_numbers import MAX_LABELS, binarizer, bucketizer, column, imputer, lost, pairs, vector_indexer
 
 
 def string_indexer(table: Table, stage: Stage) -> None:
@@ -60,10 +34,10 @@ def string_indexer(table: Table, stage: Stage) -> None:
 
     row = stage.row()
     lists = (row / "labelsArray").items() if "labelsArray" in row else [row / "labels"]
-    pairs = _pairs(stage)
-    if len(lists) != len(pairs):
-        raise InputError("labels do not match", where=stage.where, expected=len(pairs), found=len(lists))
-    for (given, made), doc in zip(pairs, lists, strict=True):
+    columns = pairs(stage)
+    if len(lists) != len(columns):
+        raise InputError("labels do not match", where=stage.where, expected=len(columns), found=len(lists))
+    for (given, made), doc in zip(columns, lists, strict=True):
         labels = [one.text() for one in doc.items()]
         if len(labels) > MAX_LABELS:
             raise InputError("too many labels", where=stage.where, expected=MAX_LABELS, found=len(labels))
@@ -77,7 +51,7 @@ def string_indexer(table: Table, stage: Stage) -> None:
             values_int64s=np.arange(max(1, len(labels))).tolist(),
             default_int64=len(labels),
         )
-        if _lost(stage):
+        if lost(stage):
             table.invalid.append(graph.add("Equal", index, graph.scalar(len(labels), "int64")))
         table.columns[made] = Number(graph.cast(index, "float32"), tuple(labels))
 
@@ -105,10 +79,10 @@ def index_to_string(table: Table, stage: Stage) -> None:
 
 def one_hot_encoder(table: Table, stage: Stage) -> None:
     """A place becomes a vector of zeros and a one; of the last place, zeros only, unless it is kept."""
-    pairs = _pairs(stage)
-    sizes = (stage.row() / "categorySizes").integers(len(pairs)).tolist()
-    keep, drop = not _lost(stage), stage.flag("dropLast", default=True)
-    for (given, made), categories in zip(pairs, sizes, strict=True):
+    columns = pairs(stage)
+    sizes = (stage.row() / "categorySizes").integers(len(columns)).tolist()
+    keep, drop = not lost(stage), stage.flag("dropLast", default=True)
+    for (given, made), categories in zip(columns, sizes, strict=True):
         length = categories + keep - drop
         if not 0 < length <= MAX_LABELS:
             raise InputError("a bad number of categories", where=stage.where, found=categories)
@@ -121,13 +95,7 @@ def one_hot_encoder(table: Table, stage: Stage) -> None:
         # Behind the vector's end stands nothing: there goes the last place if it is dropped.
         index = graph.add("Where", outside, graph.scalar(min(categories, length), "int64"), index)
         index = graph.add("Min", index, graph.scalar(length, "int64"))
-        table.columns[made] = vector_of([Block(_column(graph, index), length, bag=True)])
-
-
-def _column(graph: Graph, tensor: str) -> str:
-    import numpy as np
-
-    return graph.add("Unsqueeze", tensor, graph.weight(np.array([1])))
+        table.columns[made] = vector_of([Block(column(graph, index), length, bag=True)])
 
 
 def vector_assembler(table: Table, stage: Stage) -> None:
@@ -135,9 +103,9 @@ def vector_assembler(table: Table, stage: Stage) -> None:
     for name in stage.texts("inputCols"):
         part = table.part(name, stage.where)
         if isinstance(part, Number):
-            if _lost(stage):
+            if lost(stage):
                 table.invalid.append(table.graph.add("IsNaN", part.tensor))
-            part = vector_of([Block(_column(table.graph, part.tensor), 1)])
+            part = vector_of([Block(column(table.graph, part.tensor), 1)])
         parts.append(part)
     if not parts:
         raise InputError("nothing is assembled", where=stage.where, expected="inputCols")
@@ -264,122 +232,6 @@ def vector_slicer(table: Table, stage: Stage) -> None:
         raise InputError("entries are chosen by name", where=stage.where, expected="indices only")
     given = table.vector(stage.text("inputCol"), 0, stage.where)
     _picked(table, stage, given, stage.param("indices").integers())
-
-
-def imputer(table: Table, stage: Stage) -> None:
-    """What is missing becomes the number that was learned for its column."""
-    pairs, row = _pairs(stage), stage.row()
-    missing = stage.params.get("missingValue", "NaN")
-    for given, made in pairs:
-        graph, tensor = table.graph, table.number(given, stage.where).tensor
-        value = float(Doc([(row / given).value], stage.where).floats(1)[0])
-        gone = graph.add("IsNaN", tensor)
-        if isinstance(missing, int | float) and missing == missing:
-            gone = graph.add("Or", gone, graph.add("Equal", tensor, graph.scalar(missing)))
-        table.columns[made] = Number(graph.add("Where", gone, graph.scalar(value), tensor))
-
-
-def binarizer(table: Table, stage: Stage) -> None:
-    import numpy as np
-
-    for position, (given, made) in enumerate(_pairs(stage)):
-        bounds = stage.params.get("thresholds")
-        bound = Doc(bounds, stage.where).floats()[position] if bounds else stage.number("threshold", 0.0)
-        bound = float(round_down(np.array([bound]))[0])
-        graph, part = table.graph, table.part(given, stage.where)
-        tensor = part.tensor if isinstance(part, Number) else dense(graph, part)
-        found = graph.cast(graph.add("Greater", tensor, graph.scalar(bound)), "float32")
-        if isinstance(part, Number):
-            table.columns[made] = Number(found)
-        else:
-            table.columns[made] = vector_of([Block(found, part.size)])
-
-
-def bucketizer(table: Table, stage: Stage) -> None:
-    """The number of the bucket: lower bounds belong to it, and the last bound too; NaN gets one of its own,
-    or has no answer.
-    """
-    several = stage.params.get("splitsArray")
-    lists = Doc(several, stage.where).items() if several else [stage.param("splits")]
-    for (given, made), doc in zip(_pairs(stage), lists, strict=True):
-        splits = _splits(doc)
-        table.columns[made] = Number(_bucket(table, stage, given, splits))
-
-
-def _splits(doc: Doc) -> Array:
-    """Bounds, rising; JSON has no infinities, so that they stand as text."""
-    import numpy as np
-
-    known = {f"{sign}{word}": np.inf * factor for sign, factor in (("", 1), ("-", -1)) for word in ("Inf", "Infinity")}
-    values = [known.get(one.value, one.value) if isinstance(one.value, str) else one.value for one in doc.items()]
-    found = Doc(values, doc.where).floats()
-    if len(found) < 3 or not (np.diff(found) > 0).all():
-        raise InputError("bad splits", where=doc.where, expected="three at least, rising", found=str(values)[:60])
-    return found
-
-
-def _bucket(table: Table, stage: Stage, given: str, splits: Array) -> str:
-    import numpy as np
-
-    graph, tensor = table.graph, table.number(given, stage.where).tensor
-    # x >= s for a float32 x is x > the float32 below s.
-    bounds = np.nextafter(-round_down(-splits), np.float32(-np.inf)).astype(np.float32)
-    over = graph.cast(graph.add("Greater", _column(graph, tensor), graph.weight(bounds[1:-1])), "float32")
-    found = graph.add("ReduceSum", over, graph.weight(np.array([1])), keepdims=0)
-    nan = graph.add("IsNaN", tensor)
-    if np.isfinite(splits[0]):
-        below = graph.add("LessOrEqual", tensor, graph.scalar(float(bounds[0])))
-        table.invalid.append(below)
-    if np.isfinite(splits[-1]):
-        last = float(round_down(splits[-1:])[0])
-        table.invalid.append(graph.add("Greater", tensor, graph.scalar(last)))
-    if _lost(stage):
-        table.invalid.append(nan)
-        return found
-    return graph.add("Where", nan, graph.scalar(float(len(splits) - 1)), found)
-
-
-def vector_indexer(table: Table, stage: Stage) -> None:
-    """Entries with few values become their places in a list of these; the others stay."""
-    import numpy as np
-
-    row = stage.row() if (stage.path / "data").is_dir() else Doc({}, stage.where)
-    size = (row / "numFeatures").integer(1, MAX_LABELS)
-    maps = _category_maps(row / "categoryMaps", size)
-    graph, given = table.graph, table.vector(stage.text("inputCol"), size, stage.where)
-    tensor = dense(graph, given)
-    for feature, places in maps.items():
-        column = graph.add("Gather", tensor, graph.weight(np.array([feature])), axis=1)
-        known = graph.add("Equal", column, graph.weight(np.array([*places], np.float32)[None]))
-        if _lost(stage):
-            any_known = graph.add("ReduceMax", graph.cast(known, "float32"), graph.weight(np.array([1])), keepdims=0)
-            table.invalid.append(graph.add("Equal", any_known, graph.scalar(0.0)))
-        # Places from 1, so that 0 is none: that goes behind the last.
-        values = np.array([*places.values()], np.float32)[:, None] - len(places)
-        place = graph.add("MatMul", graph.cast(known, "float32"), graph.weight(values))
-        place = graph.add("Add", place, graph.scalar(float(len(places))))
-        mask = np.arange(size)[None] == feature
-        tensor = graph.add("Where", graph.weight(mask), place, tensor)
-    table.columns[stage.text("outputCol")] = vector_of([Block(tensor, size)])
-
-
-def _category_maps(doc: Doc, size: int) -> dict[int, dict[float, int]]:
-    """For each feature, values and their places: parquet gives maps as lists of pairs."""
-    found: dict[int, dict[float, int]] = {}
-    pairs = [item.value for item in doc.items()]
-    for pair in pairs:
-        if not isinstance(pair, tuple) or len(pair) != 2:
-            raise InputError("a map is malformed", where=doc.where, expected="pairs")
-        feature = Doc(pair[0], doc.where).integer(0, size - 1)
-        places = {}
-        for inner in Doc(pair[1], doc.where).items():
-            if not isinstance(inner.value, tuple) or len(inner.value) != 2:
-                raise InputError("a map is malformed", where=doc.where, expected="pairs")
-            value, place = inner.value
-            places[float(Doc([value], doc.where).floats(1)[0])] = Doc(place, doc.where).integer(0, MAX_LABELS)
-        if places:
-            found[feature] = places
-    return found
 
 
 FEATURES: dict[str, Callable[[Table, Stage], None]] = {

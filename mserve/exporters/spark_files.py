@@ -76,7 +76,9 @@ class Stage:
         """The single row of what was learned. Raises InputError."""
         rows = self.rows()
         if len(rows) != 1:
-            raise InputError("the model's data is malformed", where=self.where, expected="1 row", found=len(rows))
+            raise InputError(
+                "the model's data is malformed", where=self.where, expected="1 row", found=len(rows)
+            )
         return Doc(rows[0], self.where)
 
 
@@ -149,7 +151,9 @@ def read_rows(directory: Path) -> list[dict[str, Any]]:
             size = sum(facts.row_group(i).total_byte_size for i in range(facts.num_row_groups))
             if facts.num_rows + len(rows) > MAX_ROWS or size > MAX_DATA_BYTES:
                 found = f"{facts.num_rows} rows, {size} bytes"
-                raise InputError("too much data", where=file, expected=f"at most {MAX_ROWS} rows", found=found)
+                raise InputError(
+                    "too much data", where=file, expected=f"at most {MAX_ROWS} rows", found=found
+                )
             rows += opened.read().to_pylist()
         except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
             raise InputError(
@@ -181,8 +185,8 @@ def matrix(doc: Doc) -> Array:
 
     rows, columns = ((doc / key).integer(0, MAX_NUMBERS) for key in ("numRows", "numCols"))
     if rows * columns > MAX_NUMBERS:
-        found = f"{rows} x {columns}"
-        raise InputError("a matrix is too large", where=doc.where, expected=f"{MAX_NUMBERS}", found=found)
+        size = f"{rows} x {columns}"
+        raise InputError("a matrix is too large", where=doc.where, expected=f"{MAX_NUMBERS}", found=size)
     turned = bool((doc / "isTransposed").value)
     major, minor = (rows, columns) if turned else (columns, rows)
     if (doc / "type").integer(0, 1) == 1:

@@ -38,7 +38,9 @@ def logistic(table: Table, stage: Stage) -> Answer:
     if classes > 2:
         return _several(table, stage, (facts / "numFeatures").integer(1, MAX_FEATURES), classes)
     margin, row = _margin(table, stage)
-    both = graph.add("Concat", graph.add("Sigmoid", graph.add("Neg", margin)), graph.add("Sigmoid", margin), axis=1)
+    both = graph.add(
+        "Concat", graph.add("Sigmoid", graph.add("Neg", margin)), graph.add("Sigmoid", margin), axis=1
+    )
     if row.value.get("threshold") is None:
         return Answer(2, "", both, graph.add("ArgMax", both, axis=1, keepdims=0))
     bound = _finite(row / "threshold")

@@ -32,10 +32,11 @@ def convert(source: str, options: ConvertOptions) -> Converted:
     """The model as ONNX. Raises InputError for what is malformed or cannot be mapped."""
     root = read_stage(Path(source))
     chain = [root] if root.package.startswith(spark_mllib.PACKAGE) else _chain(root, 0)
-    known = {name: None for name in (*TRANSFORMERS, *PREDICTORS, *spark_mllib.MODELS)}
+    known = dict.fromkeys((*TRANSFORMERS, *PREDICTORS, *spark_mllib.MODELS))
     networks.check_known([stage.name for stage in _needed(chain)], known, "the pipeline", source)
     table = Table(Graph(), ports.parse(options.input))
-    found, extras = Answer(), {}
+    found = Answer()
+    extras: dict[str, Column] = {}
     for stage in _needed(chain):
         if stage.package.startswith(spark_mllib.PACKAGE):
             found = spark_mllib.MODELS[stage.name](table, stage)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from ..errors import InputError
 from ..tensors import Array
@@ -122,7 +123,9 @@ def support_vectors(table: Table, stage: Stage) -> Answer:
     import numpy as np
 
     row = stage.row()
-    margin = _product(table, stage, vector(row / "coefficients")[:, None], np.array([_finite(row / "intercept")]))
+    margin = _product(
+        table, stage, vector(row / "coefficients")[:, None], np.array([_finite(row / "intercept")])
+    )
     graph = table.graph
     raw = graph.add("Concat", graph.add("Neg", margin), margin, axis=1)
     above = graph.add("Greater", margin, graph.scalar(stage.number("threshold", 0.0)))
@@ -165,12 +168,12 @@ def perceptron(table: Table, stage: Stage) -> Answer:
     row = stage.row()
     sizes = (stage.param("layers") if "layers" in stage.params else row / "layers").integers().tolist()
     weights = vector(row / "weights")
-    needed = sum((a + 1) * b for a, b in zip(sizes, sizes[1:], strict=False))
+    needed = sum((a + 1) * b for a, b in pairwise(sizes))
     if len(sizes) < 2 or min(sizes) < 1 or len(weights) != needed:
         raise InputError("weights do not match", where=stage.where, expected=needed, found=len(weights))
     graph, at = table.graph, 0
     found = _row(table, stage, sizes[0])
-    for number, (taken, given) in enumerate(zip(sizes, sizes[1:], strict=False), 2):
+    for number, (taken, given) in enumerate(pairwise(sizes), 2):
         block, at = weights[at : at + taken * given].reshape(taken, given), at + taken * given
         bias, at = weights[at : at + given], at + given
         names = [graph.weight(part.astype("float32")) for part in (block, bias)]
@@ -213,7 +216,9 @@ def _gaussian(table: Table, stage: Stage, pi: Array, moments: tuple[Array, Array
     wide = graph.add("Unsqueeze", graph.cast(row, "float64"), _axis(graph))
     gap = graph.add("Sub", wide, graph.weight(mean))
     squares = graph.add("Div", graph.add("Mul", gap, gap), graph.weight(variance))
-    half = graph.add("Mul", graph.add("ReduceSum", squares, _axis(graph, 2), keepdims=0), graph.scalar(-0.5, "float64"))
+    half = graph.add(
+        "Mul", graph.add("ReduceSum", squares, _axis(graph, 2), keepdims=0), graph.scalar(-0.5, "float64")
+    )
     constant = graph.weight(pi - 0.5 * np.log(variance).sum(1))
     return graph.cast(graph.add("Add", half, constant), "float32")
 
@@ -290,7 +295,11 @@ def factorisation_regressor(table: Table, stage: Stage) -> Answer:
 def one_against_rest(table: Table, stage: Stage) -> Answer:
     """A model of two classes for each class; the largest second raw number wins."""
     count = Doc(stage.facts, stage.where)
-    classes = (Doc(stage.params, stage.where) / "numClasses").integer(1, 1000) if "numClasses" in stage.params else (count / "numClasses").integer(1, 1000)
+    classes = (
+        (Doc(stage.params, stage.where) / "numClasses").integer(1, 1000)
+        if "numClasses" in stage.params
+        else (count / "numClasses").integer(1, 1000)
+    )
     margins = []
     for index in range(classes):
         inner = read_stage(stage.path / f"model_{index}")

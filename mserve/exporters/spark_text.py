@@ -17,8 +17,8 @@ from ..errors import InputError
 from ..tensors import Array
 from .build import ML, Graph
 from .spark_columns import Block, Table, Vector, Words, dense, vector_of
-from .spark_features import MAX_LABELS
 from .spark_files import Stage
+from .spark_numbers import MAX_LABELS
 
 SPACES = " \t\n\x0b\f\r"
 SEED = 42
@@ -108,7 +108,9 @@ def _text(graph: Graph, text: str) -> str:
 
 def stop_words_remover(table: Table, stage: Stage) -> None:
     graph = table.graph
-    pairs = zip(stage.columns("inputCol", "inputCols"), stage.columns("outputCol", "outputCols"), strict=False)
+    pairs = zip(
+        stage.columns("inputCol", "inputCols"), stage.columns("outputCol", "outputCols"), strict=False
+    )
     sensitive = stage.flag("caseSensitive")
     stops = stage.texts("stopWords")
     for given, made in pairs:

@@ -14,8 +14,8 @@ from ..errors import InputError
 from ..tensors import Array
 from .build import Graph
 from .documents import Doc
-from .spark_features import round_down
 from .spark_files import Stage, read_rows
+from .spark_numbers import round_down
 from .trees import EQUAL, LEAF, LESS_EQUAL, Forest, Tree
 
 MAX_CLASSES = 1 << 16

@@ -36,7 +36,7 @@ def convert(source: str, options: ConvertOptions) -> Converted:
     chosen = _outputs(pickles.load(read_input(path), str(path)), options, path)
     order = _order(list(chosen.values()), path)
     if bad := sorted({name for one in order for name in theano_ops.unknown(_owner(one).fields.get("op"))}):
-        known = {name: None for name in theano_ops.OPERATORS}
+        known = dict.fromkeys(theano_ops.OPERATORS)
         networks.check_known(bad, known, "the graph", path)
     ops = Ops(Graph(), str(path))
     inputs = _leaves(ops, order, list(chosen.values()), options)
@@ -65,7 +65,9 @@ def _outputs(root: Any, options: ConvertOptions, path: Path) -> Named:
     if _is_variable(root):
         return {"output": root}
     fields = root.fields if isinstance(root, Made) else root if isinstance(root, dict) else {}
-    found = {str(k): v for k, v in fields.items() if _is_variable(v) and isinstance(v.fields.get("owner"), Made)}
+    found = {
+        str(k): v for k, v in fields.items() if _is_variable(v) and isinstance(v.fields.get("owner"), Made)
+    }
     wanted = [name.partition("=")[0] for name in options.output]
     if missing := [name for name in wanted if name not in found]:
         raise UsageError("no such output", where=path, expected=", ".join(found), found=", ".join(missing))
@@ -91,8 +93,9 @@ def _of_function(root: Made, path: Path) -> Named:
     facts = maker.arguments[0] if isinstance(maker, Made) and maker.arguments else None
     outputs = facts.get("outputs") if isinstance(facts, dict) else None
     listed = outputs if isinstance(outputs, list | tuple) else [outputs]
-    found = [one.fields.get("variable", one) if isinstance(one, Made) else None for one in listed]
-    if not found or not all(_is_variable(one) for one in found):
+    inner = [one.fields.get("variable", one) for one in listed if isinstance(one, Made)]
+    found = [one for one in inner if _is_variable(one)]
+    if not found or len(found) < len(listed):
         raise InputError("the function's outputs are missing", where=path, found=str(type(outputs).__name__))
     names = ["output"] if len(found) == 1 else [f"output{i}" for i in range(len(found))]
     return dict(zip(names, found, strict=True))
@@ -115,7 +118,9 @@ def _owner(variable: Made) -> Made:
 def _variables(owner: Made, key: str) -> list[Made]:
     found = owner.fields.get(key)
     if not isinstance(found, list | tuple) or not all(isinstance(one, Made) for one in found):
-        raise InputError("a node is malformed", where=owner.name, expected=f"its {key}", found=type(found).__name__)
+        raise InputError(
+            "a node is malformed", where=owner.name, expected=f"its {key}", found=type(found).__name__
+        )
     return list(found)
 
 
@@ -142,7 +147,9 @@ def _order(chosen: list[Made], path: Path) -> list[Made]:
     return order
 
 
-def _leaves(ops: Ops, order: list[Made], chosen: list[Made], options: ConvertOptions) -> dict[str, TensorSpec]:
+def _leaves(
+    ops: Ops, order: list[Made], chosen: list[Made], options: ConvertOptions
+) -> dict[str, TensorSpec]:
     """Give every variable that is not computed its value; what has no numbers is an input."""
     given = ports.parse(options.input)
     inputs: dict[str, TensorSpec] = {}
@@ -153,7 +160,11 @@ def _leaves(ops: Ops, order: list[Made], chosen: list[Made], options: ConvertOpt
             ops.values[id(leaf)] = _constant(ops, leaf)
             continue
         name = leaf.fields.get("name")
-        name = name if isinstance(name, str) and name.isidentifier() and name not in inputs else f"x{len(inputs)}"
+        name = (
+            name
+            if isinstance(name, str) and name.isidentifier() and name not in inputs
+            else f"x{len(inputs)}"
+        )
         spec = given.get(name) or TensorSpec(name, "float32", _shape(leaf, user, ops))
         inputs[name] = spec
         ops.values[id(leaf)] = Value(name, len(spec.shape or ()))
@@ -188,7 +199,11 @@ def _shape(leaf: Made, user: Made, ops: Ops) -> tuple[Dim, ...]:
         raise InputError("an input without a shape", where=ops.where, found=str(flags)[:40])
     sides: list[Dim] = ["batch", *["?"] * (len(flags) - 1)]
     inputs = _variables(user, "inputs")
-    if len(flags) == 2 and theano_ops.name_of(user.fields.get("op")) in ("Dot", "Dot22") and inputs[0] is leaf:
+    if (
+        len(flags) == 2
+        and theano_ops.name_of(user.fields.get("op")) in ("Dot", "Dot22")
+        and inputs[0] is leaf
+    ):
         other = inputs[1]
         owner = other.fields.get("owner")
         if isinstance(owner, Made) and theano_ops.name_of(owner.fields.get("op")) in theano_ops.SAME:

@@ -18,7 +18,8 @@ from .build import Graph
 from .pickles import Made
 
 UNARY = {
-    "Neg": "Neg", "Abs": "Abs", "Exp": "Exp", "Log": "Log", "Sqrt": "Sqrt", "Tanh": "Tanh", "Inv": "Reciprocal",
+    "Neg": "Neg", "Abs": "Abs", "Exp": "Exp", "Log": "Log", "Sqrt": "Sqrt", "Tanh": "Tanh",
+    "Inv": "Reciprocal",
     "ScalarSigmoid": "Sigmoid", "Sigmoid": "Sigmoid", "ScalarSoftplus": "Softplus", "Softplus": "Softplus",
     "Sin": "Sin", "Cos": "Cos", "Erf": "Erf", "Sgn": "Sign",
 }  # fmt: skip
@@ -153,7 +154,20 @@ def _cast(ops: Ops, scalar: Made, given: Value) -> Value:
     return Value(whole, given.rank, True)
 
 
-SCALARS = {*UNARY, *MANY, *TWO, *COMPARED, "NEQ", "Sqr", "Log1p", "Switch", "Clip", "Cast", "Identity", "Second"}
+SCALARS = {
+    *UNARY,
+    *MANY,
+    *TWO,
+    *COMPARED,
+    "NEQ",
+    "Sqr",
+    "Log1p",
+    "Switch",
+    "Clip",
+    "Cast",
+    "Identity",
+    "Second",
+}
 
 
 def _dot(ops: Ops, op: Made, given: list[Value], index: int) -> Value:

@@ -13,12 +13,12 @@ from typing import Any
 
 from ..errors import InputError, UsageError
 from ..files import read_input
-from ..tensors import TensorSpec
+from ..tensors import Dim, TensorSpec
 from . import networks, ports, torch7_layers
 from .build import Graph
 from .kinds import Converted, ConvertOptions, Kind, Seen
 from .torch7_file import Thing, View, parse
-from .torch7_layers import Layer, plain
+from .torch7_layer import Layer, plain
 
 INPUT = "x"
 # Where a network begins, these keep the shape and so are looked past.
@@ -82,7 +82,7 @@ def _inputs(
         return {INPUT: TensorSpec(INPUT, "float32", ("batch", columns))}, ()
     gradient = layers[0].thing.fields.get("gradInput")
     if isinstance(gradient, View) and len(gradient.sizes) > 1 and min(gradient.sizes) > 0:
-        shape = ("batch", *gradient.sizes[1:])
+        shape: tuple[Dim, ...] = ("batch", *gradient.sizes[1:])
         note = (
             f"the input's shape, {list(shape)}, is that of the gradient which training left in the file; "
             "--input says it otherwise"
