@@ -129,6 +129,9 @@ class _Machine:
         classes = ("copy_reg._reconstructor", "copyreg._reconstructor", "copyreg.__newobj__")
         if name in classes and arguments and isinstance(arguments[0], Global):
             name, arguments = arguments[0].name, arguments[1:]
+        if name == "_codecs.encode" and arguments[1:] == ("latin1",) and isinstance(arguments[0], str):
+            self.push(arguments[0].encode("latin-1"))  # how old protocols write the bytes of Python 3
+            return
         self.push(Made(name, arguments))
 
     def made(self, arguments: tuple[Any, ...], function: Any) -> None:
@@ -301,11 +304,14 @@ def array(value: Any, where: str) -> Array:
         return np.array(value)
     if isinstance(value, Made) and value.kind.endswith(("CudaNdarray_unpickler", "GpuArray_unpickler")):
         value = value.arguments[0] if value.arguments else None
-    if not isinstance(value, Made) or value.kind not in ("_reconstruct", "scalar"):
+    if not isinstance(value, Made) or value.kind not in ("_reconstruct", "_frombuffer", "scalar"):
         raise InputError("not an array", where=where, found=getattr(value, "name", type(value).__name__))
     if value.kind == "scalar" and len(value.arguments) == 2:
         kind, raw = value.arguments
         shape, turned = (), False
+    elif value.kind == "_frombuffer" and len(value.arguments) == 4:
+        raw, kind, shape, order = value.arguments
+        turned = order == "F"
     elif isinstance(value.state, tuple) and len(value.state) == 5:
         _, shape, kind, turned, raw = value.state
     else:

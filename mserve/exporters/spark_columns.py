@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from ..errors import InputError
 from ..tensors import Array, TensorSpec
 from .build import Graph
+from .networks import finite
 
 TEXT, NUMBER, VECTOR, WORDS = "text", "a number", "a vector", "words"
 MAX_SIZE = 1 << 24
@@ -96,14 +97,13 @@ def concatenated(vectors: Sequence[Vector]) -> Vector:
 
 def dense(graph: Graph, vector: Vector) -> str:
     """The vector as a row, float32 [batch, size]."""
-    import numpy as np
 
     parts = [_row(graph, block) if block.bag else block.tensor for block in vector.blocks]
     row = parts[0] if len(parts) == 1 else graph.add("Concat", *parts, axis=1)
     if (vector.scale != 1).any():
-        row = graph.add("Mul", row, graph.weight(vector.scale.astype(np.float32)))
+        row = graph.add("Mul", row, graph.weight(finite(vector.scale, "a scaler")))
     if vector.shift.any():
-        row = graph.add("Add", row, graph.weight(vector.shift.astype(np.float32)))
+        row = graph.add("Add", row, graph.weight(finite(vector.shift, "a scaler")))
     return row
 
 
@@ -146,14 +146,14 @@ def linear(graph: Graph, vector: Vector, weights: Array, bias: Array, where: str
             dense_weights.append(rows)
     terms = []
     if tables:
-        table = graph.weight(np.concatenate(tables).astype(np.float32))
+        table = graph.weight(finite(np.concatenate(tables), where))
         joined = positions[0] if len(positions) == 1 else graph.add("Concat", *positions, axis=1)
         terms.append(graph.add("ReduceSum", graph.add("Gather", table, joined), _axis(graph), keepdims=0))
     if dense_parts:
         row = dense_parts[0] if len(dense_parts) == 1 else graph.add("Concat", *dense_parts, axis=1)
-        terms.append(graph.add("MatMul", row, graph.weight(np.concatenate(dense_weights).astype(np.float32))))
+        terms.append(graph.add("MatMul", row, graph.weight(finite(np.concatenate(dense_weights), where))))
     total = terms[0] if len(terms) == 1 else graph.add("Add", *terms)
-    return graph.add("Add", total, graph.weight(constant.astype(np.float32)))
+    return graph.add("Add", total, graph.weight(finite(constant, where)))
 
 
 def _axis(graph: Graph) -> str:

@@ -18,6 +18,7 @@ from ..tensors import Array
 from . import spark_trees
 from .build import Graph
 from .documents import Doc
+from .networks import finite
 from .spark_columns import Table, dense, linear
 from .spark_files import Stage, matrix, read_stage, vector
 
@@ -176,7 +177,7 @@ def perceptron(table: Table, stage: Stage) -> Answer:
     for number, (taken, given) in enumerate(pairwise(sizes), 2):
         block, at = weights[at : at + taken * given].reshape(taken, given), at + taken * given
         bias, at = weights[at : at + given], at + given
-        names = [graph.weight(part.astype("float32")) for part in (block, bias)]
+        names = [graph.weight(finite(part, stage.where)) for part in (block, bias)]
         found = graph.add("Gemm", found, *names)
         if number < len(sizes):
             found = graph.add("Sigmoid", found)
@@ -276,7 +277,7 @@ def _factorised(table: Table, stage: Stage) -> str:
         raise InputError("factors do not match", where=stage.where, expected=len(weights), found=len(factors))
     straight = _product(table, stage, weights, np.array([_finite(row / "intercept")]))
     given = _row(table, stage, len(weights))
-    narrow = factors.astype(np.float32)
+    narrow = finite(factors, stage.where)
     crossed = graph.add("MatMul", given, graph.weight(narrow))
     alone = graph.add("MatMul", graph.add("Mul", given, given), graph.weight(narrow**2))
     gap = graph.add("Sub", graph.add("Mul", crossed, crossed), alone)
