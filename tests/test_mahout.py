@@ -121,7 +121,6 @@ def test_through_the_whole_command(tmp_path: Path) -> None:
     assert mserve.load(tmp_path / "base").run({"features": X})["probabilities"].shape == (5, 3)
     (tmp_path / "n").write_bytes(bayes())
     assert kind_of(tmp_path / "n").name == "mahout"
-    assert run("export", tmp_path / "n", tmp_path / "bayes").returncode == 0
 
 
 HOSTILE = [
@@ -133,12 +132,12 @@ HOSTILE = [
     ("a billion categories", logistic(categories=10**9), "malformed"),
     ("a row of another size", logistic([[1.0, 2.0], [1.0]]), "malformed"),
     ("unknown flags", logistic(flags=DENSE | 64), "flags"),
-    ("a vector of 2 billion", struct.pack(">f?B", 1, False, 0) + b"\xff\xff\xff\xff\x07\xff\xff\xff\xff\x07", "malformed"),
-    ("a dense vector of 2 billion", struct.pack(">f?B", 1, False, 1) + b"\xff\xff\xff\xff\x07", "malformed"),
+    ("a huge vector", struct.pack(">f?B", 1, False, 0) + b"\xff\xff\xff\xff\x07" * 2, "malformed"),
+    ("a huge dense vector", struct.pack(">f?B", 1, False, 1) + b"\xff\xff\xff\xff\x07", "malformed"),
     ("a size without end", struct.pack(">f?B", 1, False, 1) + b"\xff" * 9, "five bytes"),
     ("no smoothing", bayes(alpha=0), "positive"),
     ("smoothing by NaN", bayes(alpha=float("nan")), "positive"),
-    ("an index out of range", struct.pack(">f?B", 1, False, 2) + b"\x02\x01\x05" + b"\0" * 8, "an index below 2"),
+    ("an index too large", struct.pack(">f?B", 1, False, 2) + b"\x02\x01\x05" + b"\0" * 8, "below 2"),
 ]  # fmt: skip
 
 

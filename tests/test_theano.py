@@ -163,30 +163,66 @@ def test_a_compiled_function(tmp_path: Path) -> None:
     assert np.abs(found["probabilities"] - expected()).max() < 1e-6
 
 
-Lib = Library
+def clipped(lib: Library, x: Any) -> Any:
+    return lib.elementwise("Clip", x, lib.constant(-0.5), lib.constant(1))
+
+
+def rectified(lib: Library, x: Any) -> Any:
+    """As it was written before there was an operator for it."""
+    above = lib.elementwise("GT", x, lib.constant(np.int8(0)))
+    return lib.elementwise("Switch", above, x, lib.constant(0))
+
+
+def with_bias(lib: Library, x: Any) -> Any:
+    return lib.elementwise("Neg", lib.apply(lib("nnet.SoftmaxWithBias"), x, lib.constant(np.arange(4.0))))
+
+
+def biased(x: Any) -> Any:
+    powers = np.exp(x + np.arange(4))
+    return -powers / powers.sum(1, keepdims=True)
+
+
+def turned_twice(lib: Library, x: Any) -> Any:
+    once = lib.apply(lib("t.DimShuffle", new_order=[1, 0]), x)
+    return lib.apply(lib("t.DimShuffle", new_order=(1, 0)), once)
+
+
+def gemm(lib: Library, x: Any) -> Any:
+    """b z + a x y."""
+    a, y, b = lib.constant(2.0), lib.constant(np.eye(4)), lib.constant(0.5)
+    return lib.apply(lib("b.Gemm"), x, a, x, y, b)
+
+
+def summed(lib: Library, x: Any) -> Any:
+    return lib.apply(lib("tensor.elemwise.Sum", axis=(1,)), x, rank=1)
+
+
+def mean(lib: Library, x: Any) -> Any:
+    """A sum through the size of an axis, which is a whole number first."""
+    size = lib.apply(lib("tensor.opt.Shape_i", i=1), x, rank=0)
+    real = lib.elementwise("Cast", size, rank=0, o_type=lib("s.Scalar", dtype="float32"))
+    return lib.elementwise("TrueDiv", summed(lib, x), real, rank=1)
+
+
+def log1p(lib: Library, x: Any) -> Any:
+    return lib.elementwise("Log1p", lib.elementwise("Abs", x))
+
+
 OPS: list[tuple[str, Callable[[Library, Any], Any], Callable[[Any], Any]]] = [
     ("Sqr", lambda lib, x: lib.elementwise("Sqr", x), lambda x: x**2),
     ("Sigmoid", lambda lib, x: lib.elementwise("ScalarSigmoid", x), lambda x: 1 / (1 + np.exp(-x))),
     ("Softplus", lambda lib, x: lib.elementwise("ScalarSoftplus", x), lambda x: np.log1p(np.exp(x))),
-    ("Log1p", lambda lib, x: lib.elementwise("Log1p", lib.elementwise("Abs", x)), lambda x: np.log1p(np.abs(x))),
-    ("Clip", lambda lib, x: lib.elementwise("Clip", x, lib.constant(-0.5), lib.constant(1)), lambda x: x.clip(-0.5, 1)),
-    (
-        "Switch",  # a rectifier, as it was written before there was one
-        lambda lib, x: lib.elementwise("Switch", lib.elementwise("GT", x, lib.constant(np.int8(0))), x, lib.constant(0)),
-        lambda x: x.clip(0),
-    ),
-    ("SoftmaxWithBias", lambda lib, x: lib.elementwise("Neg", lib.apply(lib("nnet.SoftmaxWithBias"), x, lib.constant(B2[[0, 0, 0, 0]]))),
-     lambda x: -np.exp(x) / np.exp(x).sum(1, keepdims=True)),
-    ("Sum", lambda lib, x: lib.apply(lib("tensor.elemwise.Sum", axis=(1,)), x, rank=1), lambda x: x.sum(1)),
-    ("transpose and back", lambda lib, x: lib.apply(lib("t.DimShuffle", new_order=(1, 0)), lib.apply(lib("t.DimShuffle", new_order=[1, 0]), x)), lambda x: x),
-    ("Gemm", lambda lib, x: lib.apply(lib("b.Gemm"), x, lib.constant(2.0), x, lib.constant(np.eye(4)), lib.constant(0.5)), lambda x: 2.5 * x),
+    ("Log1p", log1p, lambda x: np.log1p(np.abs(x))),
+    ("Clip", clipped, lambda x: x.clip(-0.5, 1)),
+    ("Switch", rectified, lambda x: x.clip(0)),
+    ("SoftmaxWithBias", with_bias, biased),
+    ("Sum", summed, lambda x: x.sum(1)),
+    ("DimShuffle", turned_twice, lambda x: x),
+    ("Gemm", gemm, lambda x: 2.5 * x),
     ("Flatten", lambda lib, x: lib.apply(lib("t.Flatten", outdim=2), x), lambda x: x),
-    ("mean by a shape", lambda lib, x: lib.elementwise(
-        "TrueDiv", lib.apply(lib("tensor.elemwise.Sum", axis=(1,)), x, rank=1),
-        lib.elementwise("Cast", lib.apply(lib("tensor.opt.Shape_i", i=1), x, rank=0), rank=0, o_type=lib("s.Scalar", dtype="float32")), rank=1),
-     lambda x: x.mean(1)),
+    ("mean", mean, lambda x: x.mean(1)),
     ("Argmax", lambda lib, x: lib.apply(lib("t.Argmax", axis=(1,)), x, rank=1), lambda x: x.argmax(1)),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("name", "made", "formula"), OPS, ids=[o[0] for o in OPS])
@@ -219,12 +255,13 @@ def test_a_planted_payload_stays_inert(tmp_path: Path) -> None:
     bad = lib("model.Net", p_y_given_x=lib.apply(Payload(marker), lib.variable(2, "x")))
     for number, (value, code) in enumerate([(good, 0), (bad, 3)]):
         path = lib.dump(value, tmp_path / f"{number}.pkl")
-        for flags in ((), ("--no-isolate",)):
+        for flags in ((), ("--no-isolate",))[number:]:
             done = run("export", path, tmp_path / f"base{number}", *flags)
             assert done.returncode == code, done.stderr
     lone = tmp_path / "lone.pkl"
     lone.write_bytes(pickle.dumps(Payload(marker)))
-    assert run("export", lone, tmp_path / "base", "--from", "theano").returncode == 3
+    with pytest.raises(MserveError, match="no graph"):
+        legacy_writers.convert("theano", lone)
     assert not marker.exists()
     found = pickles.load(lone.read_bytes(), "here")
     assert found.name.endswith(".system")

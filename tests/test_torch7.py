@@ -191,7 +191,7 @@ HOSTILE = [
     ("a text of negative length", struct.pack("<3i", 4, 1, -1), "truncated or malformed"),
     ("a table of 2 billion", struct.pack("<3i", 3, 1, 2**31 - 1), "truncated or malformed"),
     ("an unknown type", struct.pack("<i", 77), "a type from 0 to 8"),
-    ("deep tables", b"".join(struct.pack("<4id", 3, i, 1, 1, i) for i in range(1, 9999)), "inside each other"),
+    ("deep", b"".join(struct.pack("<4id", 3, i, 1, 1, i) for i in range(1, 9999)), "inside each other"),
 ]  # fmt: skip
 
 
@@ -209,11 +209,12 @@ NET = sequential(
 
 
 @pytest.mark.parametrize("ascii_form", [False, True])
-def test_every_truncation_is_refused(ascii_form: bool) -> None:
+def test_every_truncation_is_refused(ascii_form: bool, tmp_path: Path) -> None:
     data = bytes(T7(ascii_form=ascii_form).value(NET).out).rstrip()
     for end in range(len(data) - 16):  # a last number may be written shorter
+        (tmp_path / "m.t7").write_bytes(data[:end])
         with pytest.raises(MserveError):
-            torch7_file.parse(data[:end], "here")
+            legacy_writers.convert("torch7", tmp_path / "m.t7")
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -243,3 +244,22 @@ def test_functions_are_stepped_over() -> None:
     out.value("x")
     out.value(5)
     assert torch7_file.parse(bytes(out.out), "here") == {"f": None, "x": 5.0}
+
+
+VIEWS = [
+    ([-1, 6], {}, (3, 6), "the first axis is named"),
+    ([6], {}, (3, 6), "a row's axes only"),
+    ([-1], {"numInputDims": 2}, (3, 6), "what is left of a row"),
+    ([-1, 2], {"numInputDims": 2}, (3, 3, 2), "what is left of a row, in pairs"),
+]
+
+
+@pytest.mark.parametrize(("size", "fields", "made", "why"), VIEWS, ids=[v[3] for v in VIEWS])
+def test_views_keep_the_batch(
+    size: list[int], fields: dict[str, Any], made: tuple[int, ...], why: str, tmp_path: Path
+) -> None:
+    net = t7(sequential(Obj("nn.View", {"size": size, **fields})), tmp_path / "m.t7")
+    converted = legacy_writers.convert("torch7", net, input=("x:float32[batch,2,3]",))
+    x = some(3, 2, 3)
+    found = next(iter(legacy_writers.answers(converted, {"x": x}).values()))
+    assert np.array_equal(found, x.reshape(made))

@@ -72,7 +72,7 @@ class Message:
     def integers(self, name: str, default: list[int]) -> list[int]:
         """Whole numbers, of less than 10 digits. Raises InputError."""
         texts = self.texts(name)
-        if not all(text.lstrip("-").isdecimal() and len(text) < 10 for text in texts):
+        if not all(text.removeprefix("-").isdecimal() and len(text) < 10 for text in texts):
             raise InputError("not a whole number", where=f"{self.where}.{name}", found=str(texts)[:60])
         return [int(text) for text in texts] or default
 

@@ -83,11 +83,13 @@ def window(layer: Layer, names: str = "kernel stride pad dilation") -> Window:
 def _convolution(graph: Graph, layer: Layer, given: Given) -> list[str]:
     message, moves = layer.parameters(), window(layer)
     out, group = message.integer("num_output", 0), message.integer("group", 1)
+    if group < 1 or out < 1:
+        raise InputError("a bad size", where=layer.where, expected="1 or more", found=f"{out} by {group}")
     area = moves.kernel[0] * moves.kernel[1]
     held = layer.blobs[0].size if layer.blobs else 0
-    planes = held // max(1, out * area)
+    planes = held // (out * area)
     turned = layer.kind == "Deconvolution"
-    shape = (planes * group, out // max(1, group)) if turned else (out, planes)
+    shape = (planes * group, out // group) if turned else (out, planes)
     weight = layer.blob(0, (*shape, *moves.kernel))
     biased = message.flag("bias_term", default=True)
     parameters = [weight] + ([layer.blob(1, (out,))] if biased else [])

@@ -78,8 +78,12 @@ def name_of(op: Any) -> str:
 
 
 def apply(ops: Ops, op: Made, given: Sequence[Value], index: int) -> Value:
-    """One output of an operator. Raises InputError."""
-    return OPERATORS[name_of(op)](ops, op, list(given), index)
+    """One output of an operator. Raises InputError, also for inputs that no such operator has."""
+    try:
+        return OPERATORS[name_of(op)](ops, op, list(given), index)
+    except (IndexError, ValueError, TypeError, KeyError) as error:
+        found = f"{name_of(op)} of {len(given)} inputs: {error}"
+        raise ops.fail("an operator is malformed", found=found) from error
 
 
 def unknown(op: Any) -> list[str]:

@@ -131,7 +131,7 @@ class Ascii(Binary):
 
     def integer(self) -> int:
         word = self.word()
-        if not word.lstrip("-").isdecimal() or len(word) > 20:
+        if not word.removeprefix("-").isdecimal() or len(word) > 20:
             raise self.fail("a whole number", word)
         return int(word)
 

@@ -177,7 +177,8 @@ def _view(graph: Graph, layer: Layer, given: Value) -> Value:
         raise layer.wrong("size", "sizes, one of them -1 at most", sizes)
     # With -1 among the sizes it stands for what is left of a row.
     dims = [0, *sizes] if -1 in sizes else [-1, *sizes]
-    if -1 in sizes and len(sizes) > 1 and sizes[0] == -1:  # View(-1, n): the batch's axis is named
+    named = layer.thing.fields.get("numInputDims") is None
+    if named and len(sizes) > 1 and sizes[0] == -1:  # View(-1, n): the batch's axis is named
         dims = sizes
     return networks.reshape(graph, _one(layer, given), dims)
 
