@@ -19,7 +19,7 @@ from test_commands import run
 import mserve
 from mserve.errors import MserveError, UsageError
 from mserve.exporters.kinds import Seen
-from mserve.exporters.sources import kind_of
+from mserve.exporters.sources import kind_of, listing
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -115,6 +115,8 @@ def test_a_saved_model_answers_as_spark_did(name: str, saved: Path, expected: di
 def test_a_pipeline_through_the_whole_command(saved: Path, expected: dict[str, Any], tmp_path: Path) -> None:
     done = run("export", saved / "cat_keep", tmp_path / "base", "--input", "features:float32[batch,4]")
     assert done.returncode == 0, done.stderr
+    assert "own answers: give --check reference.npz" in done.stderr
+    assert next(kind for kind in listing() if kind.name == "spark").compares is False
     model = mserve.load(tmp_path / "base")
     columns = ["colour", "size", "a", "features"]
     found = model.run(inputs_of("cat_keep", columns, expected))["probabilities"]

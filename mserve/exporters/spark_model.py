@@ -219,5 +219,6 @@ KIND = Kind(
     convert=convert,
     extra="spark",
     modules=("pyarrow",),
+    answers=False,  # Spark itself needs Java
     options=("input", "labels"),
 )
