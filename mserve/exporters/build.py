@@ -34,6 +34,15 @@ class Graph:
         self._nodes.append(helper.make_node(op, list(inputs), [name], domain=domain, **attributes))
         return name
 
+    def add_two(self, op: str, *inputs: str, **attributes: Any) -> tuple[str, str]:
+        """A node with two outputs."""
+        from onnx import helper
+
+        first = f"{self._prefix}{op.lower()}_{len(self._nodes)}"
+        names = (first, f"{first}_also")
+        self._nodes.append(helper.make_node(op, list(inputs), list(names), **attributes))
+        return names
+
     def weight(self, array: Array, name: str = "") -> str:
         """A constant."""
         import numpy as np
@@ -61,13 +70,13 @@ class Graph:
 
         return helper.make_graph(self._nodes, name, list(inputs), list(outputs), self._weights)
 
-    def model(self, signature: Signature) -> onnx.ModelProto:
+    def model(self, signature: Signature, opset: int = OPSET) -> onnx.ModelProto:
         """The model whose inputs and outputs are the tensors of a signature."""
         from onnx import helper
 
         inputs, outputs = graph_inputs(signature), [value_info(s) for s in signature.outputs.values()]
         graph = helper.make_graph(self._nodes, "model", inputs, outputs, self._weights)
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(ML, ML_OPSET)]
+        opsets = [helper.make_opsetid("", opset), helper.make_opsetid(ML, ML_OPSET)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="mserve")
 
 

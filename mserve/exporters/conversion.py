@@ -53,7 +53,7 @@ def converted(kind: Kind, source: Any, options: ConvertOptions) -> Iterator[Sour
         ready = _absolute(options, directory)
         result, network = _done(kind, _absolute_source(text), ready, directory)
         parts = _source(text, result, directory, network=network)
-        parts.conversion["pip"] = sources.pip_line(kind)
+        parts.conversion["pip"] = sources.pip_line(kind) if kind.answers else ""
         parts.origin = {"kind": kind.name} | (_class_of(source) if live else _file_facts(Path(text)))
         parts.name = "" if live else Path(text).name.partition(".")[0]
         yield parts

@@ -173,7 +173,8 @@ class Kind:
     `what` names it in a sentence ("an XGBoost model"). `matches` is cheap, imports nothing heavy and bears
     any bytes. `extra` is mserve's pip extra, "" for none, or the requirement itself for a third party;
     `modules` must be importable for `convert`; `compares` is a module that gives the framework's own
-    answers and that `convert` can do without. `runs_code` says what in the source could run; "" for
+    answers and that `convert` can do without; `answers` is false where `modules` only read its files.
+    `runs_code` says what in the source could run; "" for
     formats that only hold data. `options` are the fields of ConvertOptions, beyond COMMON, that it takes.
 
     `convert(source, options)` raises MserveError. `accepts` and `save` are for live objects: whether an
@@ -189,6 +190,7 @@ class Kind:
     extra: str = ""
     modules: tuple[str, ...] = ()
     compares: str = ""
+    answers: bool = True
     runs_code: str = ""
     options: tuple[str, ...] = ()
     accepts: Callable[[Any], bool] | None = None

@@ -284,8 +284,8 @@ def _verified(
         "compared_with": against,
     }
     if verdict.error is None:
-        way = parts.conversion["pip"] or "install its framework"
-        return [f"not compared with its source's own answers: {way}, or give --check reference.npz"]
+        way = f"{pip}, or " if (pip := parts.conversion["pip"]) else ""
+        return [f"not compared with its source's own answers: {way}give --check reference.npz"]
     return [f"answers equal those of {against} within {verdict.error:.2g} ({verdict.rows} rows)"]
 
 

@@ -26,6 +26,11 @@ MODULES = (
     "liblinear",
     "libsvm",
     "libfm",
+    "torch7_model",
+    "caffe_model",
+    "spark_model",
+    "theano_model",
+    "mahout_model",
 )
 
 
@@ -137,6 +142,13 @@ def check_ready(kind: Kind, *, where: object, trust: bool) -> None:
         )
 
 
+def _compares(kind: Kind) -> bool:
+    """Whether a conversion can be held to the framework's own answers here."""
+    if kind.compares:
+        return not missing(kind) and _is_installed(kind.compares)
+    return kind.answers and bool(kind.modules) and not missing(kind)
+
+
 def listing() -> Sequence[Listed]:
     """Every kind, and what is wrong with third parties' that cannot be used."""
     rows = [
@@ -144,7 +156,7 @@ def listing() -> Sequence[Listed]:
             kind.name,
             kind.what,
             not missing(kind),
-            not missing(kind) and (_is_installed(kind.compares) if kind.compares else bool(kind.modules)),
+            _compares(kind),
             pip_line(kind),
             kind.runs_code,
         )

@@ -26,7 +26,8 @@ class Tree:
     """One tree: nodes by number, the first is the root. `mode` is one of the above for each node.
 
     `value` is a threshold or a category; a leaf has its `weight`. `categories` lists, for nodes whose mode
-    is EQUAL, the categories that go to `yes`. `missing_yes` tells where NaN goes.
+    is EQUAL, the categories that go to `yes`. `missing_yes` tells where NaN goes. `shares` are of leaves
+    that add to every target: a weight for each, instead of `weight` for `target`.
     """
 
     mode: Sequence[str]
@@ -38,6 +39,7 @@ class Tree:
     weight: Sequence[float]
     target: int = 0
     categories: dict[int, list[int]] = field(default_factory=dict)
+    shares: dict[int, list[float]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -128,12 +130,13 @@ class Forest:
     def _leaf(self, node: int, tree: Tree, where: str) -> None:
         import math
 
-        weight = float(tree.weight[node])
-        if not math.isfinite(weight):
-            raise InputError("a leaf is not a number", where=f"{where}, node {node}", found=weight)
         self._node(node, LEAF, 0, 0.0, (0, 0, False))
-        for values, one in zip(self.leaves.values(), (self.trees, node, tree.target, weight), strict=True):
-            values.append(one)
+        weights = dict(enumerate(tree.shares.get(node, ()))) or {tree.target: float(tree.weight[node])}
+        for target, weight in weights.items():
+            if not math.isfinite(weight):
+                raise InputError("a leaf is not a number", where=f"{where}, node {node}", found=weight)
+            for values, one in zip(self.leaves.values(), (self.trees, node, target, weight), strict=True):
+                values.append(one)
 
     def build(self, graph: Graph, inputs: str) -> str:
         """The sums of the leaves that rows reach, [batch, targets], from inputs [batch, features]."""
