@@ -26,6 +26,11 @@ MODULES = (
     "liblinear",
     "libsvm",
     "libfm",
+    "torch_script",
+    "torch_program",
+    "torch_weights",
+    "torch_pickle",
+    "torch_factory",
 )
 
 
