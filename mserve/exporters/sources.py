@@ -26,11 +26,14 @@ MODULES = (
     "liblinear",
     "libsvm",
     "libfm",
+    "catboost_model",
     "torch_script",
     "torch_program",
     "torch_weights",
     "torch_pickle",
     "torch_factory",
+    "skops_model",
+    "sklearn_model",
 )
 
 
