@@ -34,14 +34,14 @@ classifier, regressor = catboost.CatBoostClassifier, catboost.CatBoostRegressor
     ("model", "target", "outputs"),
     [
         (classifier(**QUICK), Y, {"probabilities": THREE, "label": "int64 [batch]"}),
-        (classifier(**QUICK), Y > 0, {"probabilities": TWO, "label": "string [batch]"}),
+        (classifier(**QUICK), (Y > 0).astype(int), {"probabilities": TWO, "label": "int64 [batch]"}),
         (classifier(**QUICK), WORDS[Y], {"probabilities": THREE, "label": "string [batch]"}),
         (regressor(**QUICK), Y, {"score": "float32 [batch]"}),
         (regressor(loss_function="Quantile:alpha=0.9", **QUICK), Y, {"score": "float32 [batch]"}),
         (regressor(loss_function="Poisson", **QUICK), Y, {"score": "float32 [batch]"}),
         (regressor(loss_function="Tweedie:variance_power=1.5", **QUICK), Y, {"score": "float32 [batch]"}),
     ],
-    ids=["classes", "booleans", "words", "regression", "quantile", "counts", "tweedie"],
+    ids=["classes", "two classes", "words", "regression", "quantile", "counts", "tweedie"],
 )
 def test_models_answer_as_catboost(model: Any, target: Any, outputs: dict[str, str], base: Path) -> None:
     model.fit(X, target)
@@ -51,9 +51,8 @@ def test_models_answer_as_catboost(model: Any, target: Any, outputs: dict[str, s
     assert error_of(done) <= 2e-6
     found = mserve.load(done.path).run({"features": X[:20]})
     own = model.predict_proba(X[:20]) if "label" in outputs else model.predict(X[:20])
-    np.testing.assert_allclose(
-        found["probabilities" if "label" in outputs else "score"], own, atol=2e-6, rtol=2e-6
-    )
+    answer = found["probabilities" if "label" in outputs else "score"]
+    np.testing.assert_allclose(answer, own, atol=2e-6, rtol=2e-6)
 
 
 def test_a_file_is_found_by_content_and_converted_in_a_child(tmp_path: Path, base: Path) -> None:
@@ -76,6 +75,8 @@ def test_what_catboost_cannot_export_is_refused_with_the_reason(tmp_path: Path, 
         model = classifier(cat_features=["colour"], one_hot_max_size=depth, **QUICK).fit(table, Y > 0)
         with pytest.raises(InputError, match=r"not numbers.*categorical colour"):
             mserve.export(model, base, isolate=False)
+    with pytest.raises(InputError, match="Unexpected label type"):
+        mserve.export(classifier(**QUICK).fit(X, Y > 0), base, isolate=False)
     for objective, target in (("MultiRMSE", np.stack([Y, Y], 1)), ("MultiClassOneVsAll", Y)):
         model = catboost.CatBoost({"loss_function": objective, **QUICK}).fit(X, target)
         with pytest.raises(InputError, match=objective):

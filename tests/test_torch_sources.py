@@ -92,24 +92,16 @@ def test_a_child_exports_with_open_time_and_names_what_a_dict_holds(base: Path) 
 
 @pytest.mark.usefixtures("path_kept")
 def test_a_second_export_in_one_process_never_loses_an_open_dimension(tmp_path: Path) -> None:
-    kept = 0
-    for index in range(2):
-        try:
-            done = mserve.export(
-                "torch_models:lstm",
-                tmp_path / str(index),
-                trust=True,
-                isolate=False,
-                input=("x:float32[batch,time,4]",),
-            )
-        except InputError as error:
-            assert "froze a dimension" in str(error) or "cannot export" in str(error)
-            continue
-        shape = done.metagraph.signatures["serving_default"].inputs["x"].shape
-        assert shape is not None
-        assert shape[1] == "time"
-        kept += 1
-    assert kept < 2  # else torch has mended it, and this test can go
+    options = {"trust": True, "isolate": False, "input": ("x:float32[batch,time,4]",)}
+    mserve.export("torch_models:mlp", tmp_path, trust=True, isolate=False, input=("x:float32[batch,8]",))
+    # When torch has mended this, the test fails, and can go with the sentence in torch_onnx.py.
+    with pytest.raises(InputError, match=r"froze a dimension|cannot export the module"):
+        [opened(mserve.export("torch_models:lstm", tmp_path, **options)) for _ in range(2)]
+
+
+def opened(done: Any) -> None:
+    """A bundle that is written has its open dimension."""
+    assert done.metagraph.signatures["serving_default"].inputs["x"].shape[1] == "time"
 
 
 REFUSED = [
@@ -156,7 +148,8 @@ def test_a_live_module_of_a_script_is_exported_with_its_own_answers(tmp_path: Pa
         "        self.rnn = torch.nn.LSTM(4, 8, batch_first=True)\n"
         "        self.drop, self.out = torch.nn.Dropout(0.5), torch.nn.Linear(8, 2)\n"
         "    def forward(self, x, *, scale=2.0):\n"
-        "        return {'probabilities': self.out(self.drop(self.rnn(x)[0][:, -1])).softmax(-1) * scale / 2}\n"
+        "        last = self.drop(self.rnn(x)[0][:, -1])\n"
+        "        return {'probabilities': self.out(last).softmax(-1) * scale / 2}\n"
         "net = Net().train()\n"
         "for step in (7, 8):\n"
         "    done = mserve.export(net, sys.argv[1], version=step, example={'x': torch.randn(1, 6, 4)},\n"

@@ -119,9 +119,8 @@ def _outputs(
     width = names["probabilities"].type.tensor_type.shape.dim[1].dim_value
     classes = [str(name) for name in model.classes_]
     known = classes if len(classes) == width else []
-    files = answers.given_labels(options, width) or (
-        {answers.LABELS_FILE: answers.lines(known)} if known else {}
-    )
+    own = {answers.LABELS_FILE: answers.lines(known)} if known else {}
+    files = answers.given_labels(options, width) or own
     dtype = BY_ONNX[names["label"].type.tensor_type.elem_type].name
     labels = answers.LABELS_FILE if files else ""
     return {

@@ -27,13 +27,15 @@ MAX_BYTES = 8 << 30
 # How files that joblib has compressed begin, and what opens them.
 COMPRESSED: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
     (b"\x78", lambda file: io.BytesIO(_inflated(file.read()))),
-    (b"\x1f\x8b", gzip.GzipFile),
-    (b"BZh", bz2.BZ2File),
-    (b"\xfd7zXZ", lzma.LZMAFile),
-    (b"\x5d\x00", lzma.LZMAFile),
+    (b"\x1f\x8b", gzip.open),
+    (b"BZh", bz2.open),
+    (b"\xfd7zXZ", lzma.open),
+    (b"\x5d\x00", lzma.open),
 )
-NUMPY = "_reconstruct scalar _frombuffer ndarray dtype __randomstate_ctor __bit_generator_ctor RandomState".split()
-NUMPY += "__generator_ctor Generator MT19937 PCG64 SeedSequence".split()
+NUMPY = (
+    "_reconstruct scalar _frombuffer ndarray dtype RandomState Generator MT19937 PCG64 SeedSequence".split()
+)
+NUMPY += "__randomstate_ctor __bit_generator_ctor __generator_ctor".split()
 BUILTINS = (
     "set frozenset slice range complex bytearray bytes list dict tuple int float str bool object".split()
 )
@@ -122,8 +124,8 @@ def checked(load: Callable[[], Any], path: Path, options: ConvertOptions) -> Any
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            strict = "ignore" if options.allow_version_mismatch else "error"
-            warnings.simplefilter(strict, InconsistentVersionWarning)
+            if not options.allow_version_mismatch:
+                warnings.simplefilter("error", InconsistentVersionWarning)
             found = load()
     except InconsistentVersionWarning as warning:
         raise InputError(

@@ -177,10 +177,10 @@ def _places(chosen: Any, columns: Sequence[Column]) -> list[int]:
             stop = names.index(chosen.stop) + 1 if isinstance(chosen.stop, str) else len(names)
             return list(range(start, stop))
         return list(range(len(names)))[chosen]
-    listed = [chosen] if np.isscalar(chosen) else list(chosen)
+    listed: list[Any] = [chosen] if np.isscalar(chosen) else list(chosen)
     if listed and all(isinstance(x, bool | np.bool_) for x in listed):
         return [i for i, taken in enumerate(listed) if taken]
-    return [names.index(x) if isinstance(x, str) else int(x) % len(names) for x in listed]
+    return [names.index(x) if isinstance(x, str) else x % len(names) for x in listed]
 
 
 def _learn(step: Any, columns: Sequence[Column]) -> None:

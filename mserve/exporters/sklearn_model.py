@@ -27,9 +27,8 @@ if TYPE_CHECKING:
 
 OPSET, ML_OPSET = 18, 3
 TRIAL_ROWS = 100
-# scikit-learn's own tokens, and the same in the words of the regular expressions of ONNX Runtime.
-DEFAULT_TOKENS = r"(?u)\b\w\w+\b"
-UNICODE_TOKENS = r"[\p{L}\p{N}_]{2,}"
+# scikit-learn's own tokens, and those of one letter too, in the regular expressions of ONNX Runtime.
+TOKENS = {r"(?u)\b\w\w+\b": r"[\p{L}\p{N}_]{2,}", r"(?u)\b\w+\b": r"[\p{L}\p{N}_]+"}
 LOCALE = "C.UTF-8"
 
 
@@ -85,11 +84,11 @@ def _check_steps(estimator: Any, source: str) -> None:
     found = []
     for step in _steps(estimator):
         name = type(step).__name__
+        made_of_steps = hasattr(step, "steps") or hasattr(step, "transformers_")
         if name == "FunctionTransformer" and step.func is not None:
             found.append(f"{name} (a function of Python: {getattr(step.func, '__name__', 'unnamed')})")
-        elif name == "HashingVectorizer" or (type(step) not in known and name not in ("FeatureUnion",)):
-            if not hasattr(step, "steps") and not hasattr(step, "transformers_"):
-                found.append(name)
+        elif name == "HashingVectorizer" or (type(step) not in known and not made_of_steps):
+            found.append(name)
         if getattr(step, "strip_accents", None):
             found.append(f"{name} (strip_accents={step.strip_accents!r})")
         if callable(getattr(step, "tokenizer", None)) or callable(getattr(step, "preprocessor", None)):
@@ -150,11 +149,11 @@ def _last(estimator: Any) -> Any:
 
 
 def _converter_options(estimator: Any) -> dict[Any, Any]:
-    """Unicode tokens, for every vectorizer that has scikit-learn's own."""
+    """Unicode tokens, for every vectorizer that has scikit-learn's own, or these and single letters."""
     return {
-        id(step): {"tokenexp": UNICODE_TOKENS}
+        id(step): {"tokenexp": TOKENS[step.token_pattern]}
         for step in _steps(estimator)
-        if getattr(step, "token_pattern", None) == DEFAULT_TOKENS and step.analyzer == "word"
+        if getattr(step, "token_pattern", None) in TOKENS and step.analyzer == "word"
     }
 
 
@@ -247,7 +246,7 @@ def _answer(estimator: Any, rows: Any, outputs: Mapping[str, TensorSpec]) -> dic
 
     import numpy as np
 
-    ways = {
+    ways: dict[str, Callable[[], Any]] = {
         "label": lambda: np.asarray(estimator.predict(rows)),
         "score": lambda: np.asarray(estimator.predict(rows)),
         "probabilities": lambda: estimator.predict_proba(rows),

@@ -1,4 +1,4 @@
-"""scikit-learn estimators from skops files, which name types and hold data: no code runs that is not known."""
+"""scikit-learn estimators from skops files, which hold data and name types that are known to be harmless."""
 
 from __future__ import annotations
 

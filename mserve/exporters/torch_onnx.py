@@ -40,7 +40,7 @@ def quiet() -> None:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """What torch says of a module that it cannot export, as an InputError without its advice to developers."""
+    """What torch says of a module that it cannot export, as an InputError, its advice left out."""
     try:
         yield
     except MserveError:

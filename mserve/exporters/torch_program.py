@@ -179,8 +179,9 @@ def _export(module: Any, given: tuple[Port, ...], arrays: Mapping[str, Array], d
         program = torch.export.export(module, args, dynamic_shapes=opened)
     torch.export.save(program, directory / PROGRAM)
     found = [leaf for leaf in torch_onnx.leaves(answers).values() if isinstance(leaf, torch.Tensor)]
-    known = {f"outputs/{index}": leaf.detach().numpy() for index, leaf in enumerate(found)}
-    np.savez(directory / ANSWERS, **known, **{f"inputs/{name}": x for name, x in arrays.items()})
+    known: dict[str, Any] = {f"outputs/{index}": leaf.detach().numpy() for index, leaf in enumerate(found)}
+    known |= {f"inputs/{name}": array for name, array in arrays.items()}
+    np.savez(directory / ANSWERS, **known)
 
 
 KIND = Kind(
