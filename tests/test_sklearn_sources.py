@@ -433,3 +433,11 @@ def test_maps_become_columns() -> None:
     found = without_maps(raw).graph.output[1]
     assert [d.dim_value for d in found.type.tensor_type.shape.dim] == [0, 3]
     assert all(node.op_type != "ZipMap" for node in raw.graph.node)
+
+
+def test_a_model_that_made_up_inputs_do_not_fit_is_batched_all_the_same(base: Path) -> None:
+    """Its own rows at two sizes are the evidence: nothing says that requests run alone."""
+    model = make_pipeline(OneHotEncoder(), logistic()).fit(TABLE[["city"]], ANSWER)
+    done = mserve.export(model, base, isolate=False)
+    assert done.metagraph.signatures["serving_default"].batch_axis == 0
+    assert not any("run alone" in note for note in done.notes)

@@ -9,6 +9,7 @@ class may be defined in a script that nobody else can import.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -174,7 +175,8 @@ def _export(module: Any, given: tuple[Port, ...], arrays: Mapping[str, Array], d
 
     args = torch_onnx.tensors(arrays, [port.name for port in given])
     opened = tuple(dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for axes in torch_onnx.dynamic(given))
-    with torch_onnx.refusals(), torch.no_grad():
+    with torch_onnx.refusals(), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what torch's own recurrent layers do
         answers = module(*args)
         program = torch.export.export(module, args, dynamic_shapes=opened)
     torch.export.save(program, directory / PROGRAM)
