@@ -63,6 +63,12 @@ Labels = Annotated[Path | None, typer.Option(help="A text file with the name of 
 WeightsFile = Annotated[
     Path | None, typer.Option("--weights", help="The weights of a model given as code or text.")
 ]
+AllowVersionMismatch = Annotated[
+    bool,
+    typer.Option(
+        "--allow-version-mismatch", help="Read a model that another version of its framework has written."
+    ),
+]
 Trust = Annotated[bool, typer.Option("--trust", help="Let a source run the code that it carries.")]
 NoIsolate = Annotated[
     bool, typer.Option("--no-isolate", help="Convert in this process, without limits on time and memory.")

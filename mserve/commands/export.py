@@ -40,6 +40,7 @@ def command(
     features: _export_options.Features = 0,
     labels: _export_options.Labels = None,
     weights: _export_options.WeightsFile = None,
+    allow_version_mismatch: _export_options.AllowVersionMismatch = False,
     trust: _export_options.Trust = False,
     no_isolate: _export_options.NoIsolate = False,
     list_kinds: _export_options.ListKinds = False,
@@ -76,6 +77,7 @@ def command(
         features=features,
         labels=labels,
         weights=weights,
+        allow_version_mismatch=allow_version_mismatch,
         trust=trust,
         isolate=not no_isolate,
     )

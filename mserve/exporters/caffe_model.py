@@ -121,7 +121,7 @@ def _inputs(network: Message, layers: list[Layer], options: ConvertOptions) -> d
             own = [one.integers("dim", []) for one in layer.message.message("input_param").messages("shape")]
             names += tops
             shapes += [*own, *[[]] * len(tops)][: len(tops)]
-    given = ports.parse(options.input)
+    given = ports.specs(options.input)
     ports.only_known(given, names, network.where)
     found = {}
     for name, shape in zip(names, [*shapes, *[[]] * len(names)], strict=False):

@@ -164,7 +164,9 @@ def _inputs(
                 expected=", ".join(signature.inputs),
                 found=", ".join(arrays),
             )
-        return [{alias: plain_text(array) for alias, array in arrays.items()}]
+        given = {alias: plain_text(array) for alias, array in arrays.items()}
+        alone = signature.batch_axis is not None and any(len(x) > 1 for x in given.values() if x.ndim)
+        return [given, {alias: x[:1] for alias, x in given.items()}] if alone else [given]
     rows = (converted.rows, 1) if signature.batch_axis is not None else (1,)
     if converted.draw is not None:
         return [dict(converted.draw(name, count)) for count in rows]

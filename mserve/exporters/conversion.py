@@ -85,6 +85,7 @@ def _absolute(options: ConvertOptions, directory: Path) -> ConvertOptions:
     if isinstance(options.example, Mapping):
         paths["example"] = str(directory / "example.npz")
         arrays = {alias: np.asarray(array) for alias, array in options.example.items()}
+        arrays = {alias: x.astype(str) if x.dtype.hasobject else x for alias, x in arrays.items()}
         np.savez(paths["example"], **arrays)  # type: ignore[arg-type]
     return replace(options, **paths, work=str(directory), cwd=str(Path.cwd()))
 

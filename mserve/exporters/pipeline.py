@@ -119,6 +119,8 @@ def export(source: Any, base_path: str | os.PathLike[str], options: Options) -> 
         if parts.conversion:
             if options.signatures is None:
                 chosen = verify.keep_promises(parts.signatures or {}, chosen, sizes)
+                kept = tuple(f"{name}: " for name, s in chosen.items() if s.batch_axis is not None)
+                notes = [note for note in notes if not note.startswith(kept)]  # that requests run alone
                 own, running = chosen, engines
             else:
                 own = dict(parts.signatures or {})

@@ -31,6 +31,14 @@ MODULES = (
     "spark_model",
     "theano_model",
     "mahout_model",
+    "catboost_model",
+    "torch_script",
+    "torch_program",
+    "torch_weights",
+    "torch_pickle",
+    "torch_factory",
+    "skops_model",
+    "sklearn_model",
 )
 
 

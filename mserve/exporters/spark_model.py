@@ -34,7 +34,7 @@ def convert(source: str, options: ConvertOptions) -> Converted:
     chain = [root] if root.package.startswith(spark_mllib.PACKAGE) else _chain(root, 0)
     known = dict.fromkeys((*TRANSFORMERS, *PREDICTORS, *spark_mllib.MODELS))
     networks.check_known([stage.name for stage in _needed(chain)], known, "the pipeline", source)
-    table = Table(Graph(), ports.parse(options.input))
+    table = Table(Graph(), ports.specs(options.input))
     found = Answer()
     extras: dict[str, Column] = {}
     for stage in _needed(chain):

@@ -151,7 +151,7 @@ def _leaves(
     ops: Ops, order: list[Made], chosen: list[Made], options: ConvertOptions
 ) -> dict[str, TensorSpec]:
     """Give every variable that is not computed its value; what has no numbers is an input."""
-    given = ports.parse(options.input)
+    given = ports.specs(options.input)
     inputs: dict[str, TensorSpec] = {}
     for leaf, user in _used(order):
         if id(leaf) in ops.values or isinstance(leaf.fields.get("owner"), Made):

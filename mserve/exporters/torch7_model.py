@@ -75,7 +75,7 @@ def _inputs(
     layers: list[Layer], options: ConvertOptions, path: Path
 ) -> tuple[dict[str, TensorSpec], tuple[str, ...]]:
     if options.input:
-        return ports.parse(options.input), ()
+        return ports.specs(options.input), ()
     first = next((x for x in layers if plain(x.thing.name) not in ("nn.Sequential", *_THROUGH)), layers[0])
     if plain(first.thing.name) in ("nn.Linear", "nn.LinearNoBias"):
         columns = first.array("weight").shape[-1]
