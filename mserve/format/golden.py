@@ -35,7 +35,7 @@ def pack(samples: Mapping[str, Golden]) -> bytes:
     import numpy as np
 
     arrays = {
-        f"{name}/{side}/{alias}": _storable(array)
+        f"{name}/{side}/{alias}": storable(array)
         for name, golden in samples.items()
         for side, ports in zip(SIDES, (golden.inputs, golden.outputs), strict=True)
         for alias, array in ports.items()
@@ -45,9 +45,9 @@ def pack(samples: Mapping[str, Golden]) -> bytes:
     return buffer.getvalue()
 
 
-def _storable(array: Array) -> Array:
-    """numpy's archive has no word for text objects, which become unicode arrays, nor for short types,
-    which become bytes.
+def storable(array: Array) -> Array:
+    """An array as numpy's files take it: they have no word for text objects, which become unicode arrays,
+    nor for short types, which become bytes.
 
     Raises InputError for text that such an array cannot hold: it ends in NUL.
     """
@@ -59,7 +59,7 @@ def _storable(array: Array) -> Array:
         return array
     stored = array.astype(str)
     if not np.array_equal(stored.astype(object), array):
-        raise InputError("golden text ends in NUL, which an npz archive cannot hold")
+        raise InputError("text ends in NUL, which an npz archive cannot hold")
     return stored
 
 

@@ -45,10 +45,11 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The arrays of one run by alias; `form` is that of its answer: "rows", "columns" or "oip"."""
+    """The arrays of one run by alias; `form` is what it was: "arrays", or the JSON of a
+    protocol: "rows", "columns" or "oip"."""
 
     arrays: Named
-    form: str = "columns"
+    form: str = "arrays"
 
 
 @dataclass(frozen=True, slots=True)
