@@ -8,6 +8,8 @@ the first that parts behind the last cut that agrees. Tensors that no input reac
     in blocks   the shapes of all tensors are asked for first (no tensor is kept for that); they tell how
                 many tensors fit into memory. If all do, one run of each side decides. If not, halves over
                 the cuts between blocks find the block, which is then looked at whole.
+                Halves end at some cut that agrees before one that does not, which is the last such
+                place wherever nothing that parts is made good again.
     by halves   over single cuts, about log2(nodes) runs of each side: where one side is without
                 optimisations, because a tensor that is looked at is one that no operator is fused over.
 """
@@ -158,7 +160,8 @@ def _reached(dag: Dag) -> set[str]:
 
 @dataclass(slots=True)
 class _Search:
-    """What was seen so far: verdicts by tensor. A tensor that could not be looked at has none."""
+    """What was seen so far: verdicts by tensor. `blind` are those that are no tensors, such as sequences;
+    `parted` is what parts at the first cut known to do so."""
 
     sides: tuple[Subject, Subject]
     pair: Pair
@@ -168,6 +171,7 @@ class _Search:
     runs: int = 0
     seen: dict[str, Verdict] = field(default_factory=dict)
     parted: dict[str, Verdict] = field(default_factory=dict)
+    blind: set[str] = field(default_factory=set)
 
     def look(self, tensors: Sequence[str], *, again: bool = True) -> None:
         """Run both sides and hold the named tensors side by side."""
@@ -181,7 +185,9 @@ class _Search:
         for tensor in asked:
             ours, other = one.get(tensor), two.get(self.line.names[tensor])
             self.seen.pop(tensor, None)
-            if ours is not None and other is not None:
+            if ours is None or other is None:
+                self.blind.add(tensor)
+            else:
                 self.seen[tensor] = judge(tensor, ours, other, self.tolerance)
 
     def agrees(self, k: int) -> bool:
@@ -233,12 +239,17 @@ class _Search:
 
         What parts at the latter is kept in `parted`.
         """
+        cuts = list(cuts)
         low, high = -1, len(cuts)
         while high - low > 1:
             middle = (low + high) // 2
             live = self.line.live(cuts[middle])
-            self.look(live)
-            if self.agrees(cuts[middle]):
+            if not self.blind.intersection(live):
+                self.look(live)
+            if self.blind.intersection(live):  # it cannot be judged
+                del cuts[middle]
+                high -= 1
+            elif self.agrees(cuts[middle]):
                 low = middle
             else:
                 high = middle
