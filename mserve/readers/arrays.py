@@ -68,9 +68,9 @@ def read_arrays(
     An input that is given more than once is joined along axis 0. Raises InputError, UsageError,
     RequestError; names, dtypes and shapes are left to `check_inputs`.
     """
-    opened = [_source(text, signature, options) for text in sources]
     if sum(source == "-" or source.endswith("=-") for source in sources) > 1:
         raise UsageError("standard input can be read once", found=" ".join(sources))
+    opened = [_source(text, signature, options) for text in sources]
     if len(opened) == 1 and not opened[0].alias and opened[0].kind in ("json", "jsonl"):
         source = opened[0]
         samples = parse_requests(source.data, source.where, lines=source.kind == "jsonl").requests

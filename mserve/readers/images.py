@@ -84,7 +84,9 @@ def _layout(spec: TensorSpec, where: str) -> tuple[int, int]:
             found=str(spec),
             hint="give it as npy or npz",
         )
-    if len(places) == 2:  # a picture is rarely three pixels high
+    if len(places) == 2:  # four channels are rare: rather four pixels
+        places = [(at, count) for at, count in places if count != 4] or places
+    if len(places) == 2:
         raise InputError(
             "where the channels of this input stand cannot be told",
             where=where,
