@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from pathlib import Path
@@ -63,7 +64,8 @@ def write_whole(path: Path, data: bytes) -> None:
             os.replace(beside, path)
     except OSError as error:
         if target is beside:
-            beside.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                beside.unlink()
         raise EnvironmentProblem(
             "cannot write the file", where=path, found=error.strerror or error
         ) from error

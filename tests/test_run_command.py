@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 import pytest
 from builders import FLOAT, STRING, mlp, model, save, weight
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from PIL import Image
@@ -26,7 +26,8 @@ from test_commands import run
 
 import mserve
 from mserve import cli
-from mserve.errors import InputError, MserveError
+from mserve.errors import EnvironmentProblem, InputError, MserveError
+from mserve.files import write_whole
 from mserve.readers.csv_arrays import read_csv
 from mserve.tensors import Signature, TensorSpec
 
@@ -225,6 +226,22 @@ def test_many_rows_of_a_bundle_are_run_in_pieces(place: Path, tmp_path: Path) ->
         assert saved["where"][-1] == "c2999"
 
 
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    """What was there stays until the new bytes are; what is no regular file is written to as it is."""
+    path = tmp_path / "y.npz"
+    path.write_bytes(b"before")
+    write_whole(path, b"after")
+    assert path.read_bytes() == b"after"
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(EnvironmentProblem, match="cannot write"):
+        write_whole(tmp_path / "taken", b"x")
+    with pytest.raises(EnvironmentProblem, match="cannot write"):
+        write_whole(path / "below", b"x")
+    write_whole(Path(os.devnull), b"x")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["taken", "y.npz"]
+    assert not Path(os.devnull).is_file()
+
+
 # --- images and raw values
 
 
@@ -415,6 +432,7 @@ WRONG = [
     ("a comparison with nothing", ["--compare-with", "nope"], 3, "no such model"),
     ("a comparison with another shape of model", ["--compare-with", "mlp.onnx"], 2, "no such"),
     ("a device that is none", ["--device", "tpu"], 2, "no such device"),
+    ("a comparison with a device that is absent", ["--compare-with", "cuda:99"], 4, "device cuda:99"),
     ("outputs in a file of another kind", ["--output", "y.txt"], 2, ".npz, .npy, .json, .jsonl"),
     ("two outputs in one array", ["--output", "y.npy"], 2, "holds one output"),
     ("outputs in a directory that is absent", ["--output", "no/y.npz"], 4, "cannot write"),
@@ -450,6 +468,7 @@ def test_a_saved_model_is_told_from_a_bundle(real_data: Callable[[str], Path]) -
         does(path, "--inputs", "x.json")
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(
@@ -476,6 +495,7 @@ def test_what_a_csv_writer_wrote_is_read_back(rows: list[tuple[str, int, float, 
         )
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=64))
 def test_bytes_that_are_no_csv_are_an_error_and_no_more(data: bytes) -> None:
     signature = Signature("predict", {"x": TensorSpec("x", "float32", ("N",))}, {})

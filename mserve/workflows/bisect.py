@@ -16,8 +16,9 @@ the first that parts behind the last cut that agrees. Tensors that no input reac
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 from ..compare.dag import Dag, Op
@@ -117,20 +118,19 @@ class _Line:
         """The tensors that cross a cut."""
         return [t for t, born in self._born.items() if born <= k < self._dies.get(t, -1)]
 
-    def cuts(self) -> list[int]:
-        """The cuts that can be judged: whatever crosses them has a counterpart."""
-        strange = [0] * (len(self.steps) + 1)
+    def uncrossed(self, bad: Callable[[str], bool]) -> list[int]:
+        """The cuts that no tensor of some kind crosses, in order."""
+        change = [0] * (len(self.steps) + 1)
         for tensor, born in self._born.items():
             dies = self._dies.get(tensor, -1)
-            if tensor not in self.names and dies > born:
-                strange[born] += 1
-                strange[min(dies, len(self.steps))] -= 1
-        total, found = 0, []
-        for k in range(len(self.steps)):
-            total += strange[k]
-            if total == 0:
-                found.append(k)
-        return found
+            if dies > born and bad(tensor):
+                change[born] += 1
+                change[dies] -= 1
+        return [k for k, crossing in enumerate(accumulate(change[:-1])) if crossing == 0]
+
+    def cuts(self) -> list[int]:
+        """The cuts that can be judged: whatever crosses them has a counterpart."""
+        return self.uncrossed(lambda tensor: tensor not in self.names)
 
 
 def _ancestors(dag: Dag, outputs: Iterable[str]) -> set[int]:
@@ -190,9 +190,9 @@ class _Search:
             else:
                 self.seen[tensor] = judge(tensor, ours, other, self.tolerance)
 
-    def agrees(self, k: int) -> bool:
-        """Whether all tensors that cross a cut were seen and are equal."""
-        return all(t in self.seen and self.seen[t].equal for t in self.line.live(k))
+    def _apart(self, tensor: str) -> bool:
+        """Whether a tensor was not seen, or is not equal."""
+        return tensor not in self.seen or not self.seen[tensor].equal
 
     def blocks(self, limit: int) -> list[int]:
         """The last steps of blocks whose tensors take about `limit` bytes; [] where that is not known."""
@@ -217,7 +217,7 @@ class _Search:
         start = low + 1
         for end in (k for k in ends if k > low):
             self.look(self._tensors(start, end), again=False)
-            good = max((k for k in cuts if start <= k <= end and self.agrees(k)), default=start - 1)
+            good = max((k for k in self.line.uncrossed(self._apart) if start <= k <= end), default=start - 1)
             if found := self._first(good + 1, end, self.seen):
                 return found
             start = end + 1
@@ -249,7 +249,7 @@ class _Search:
             if self.blind.intersection(live):  # it cannot be judged
                 del cuts[middle]
                 high -= 1
-            elif self.agrees(cuts[middle]):
+            elif not any(map(self._apart, live)):
                 low = middle
             else:
                 high = middle
