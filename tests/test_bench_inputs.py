@@ -19,10 +19,11 @@ import mserve
 from mserve.bench.bundle_inputs import bundle_samples
 from mserve.bench.codecs import CODECS, Asked
 from mserve.bench.endpoint import Endpoint
-from mserve.bench.inputs import GOLDEN, Sample, Samples, arrays_of, made_up, pools, read_inputs
+from mserve.bench.inputs import GOLDEN, made_up, pools
 from mserve.bench.recorder import OK
 from mserve.bench.targets import Ask
 from mserve.errors import InputError, MserveError, UsageError
+from mserve.readers.requests import Sample, Samples, arrays_of, read_inputs
 from mserve.tensors import Signature, TensorSpec, check_inputs
 from mserve.wire import oip_json, tfs_json
 

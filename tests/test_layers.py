@@ -22,6 +22,7 @@ LAYERS = (
     ("batching",),
     ("loader",),
     ("runtime",),
+    ("readers",),
     ("format", "foreign"),
     ("wire",),
     ("examples", "defaults"),
@@ -37,6 +38,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 HOMES = {
     "typer": ("cli.py", "commands/"),
     "rich": ("cli.py", "commands/"),
+    "PIL": ("readers/images.py",),
     # The exporter records the version of the runtime that tried the model, and only that.
     "onnxruntime": ("runtime/", "exporters/pipeline.py"),
 }

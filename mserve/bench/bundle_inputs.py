@@ -11,8 +11,9 @@ from ..files import read_text
 from ..format import open_bundle
 from ..format.golden import Golden, unpack
 from ..format.reader import Bundle
+from ..readers.requests import Sample, Samples, arrays_of, read_inputs
 from ..tensors import DEFAULT_SIGNATURE, Array, Signature, check_inputs
-from .inputs import GOLDEN, Sample, Samples, arrays_of, golden_samples, made_up, pools, read_inputs
+from .inputs import GOLDEN, golden_samples, made_up, pools
 from .targets import Ask
 
 ASSET_BYTES_MAX = 64 << 20

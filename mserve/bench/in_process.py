@@ -16,12 +16,12 @@ from ..front import Front, Query
 from ..loader.plan import ModelConfig
 from ..loader.reconciler import Model
 from ..loader.servable import BATCH_BUCKETS, Servable, load
+from ..readers.requests import Samples
 from ..runtime.devices import CPU, checked, settled
 from ..runtime.ort import cpu_budget
 from ..tensors import Array, check_inputs
 from .bundle_inputs import bundle_samples
 from .client import SEEN_ANSWER_BYTES, SEEN_VARIANTS, Connection, Done
-from .inputs import Samples
 from .recorder import OK, WRONG
 from .server_view import Counters
 from .targets import Ask, Connector, Target

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from ..errors import EnvironmentProblem, MserveError, NotFound, UsageError
+from ..readers.requests import Sample, Samples, arrays_of, read_inputs
 from ..rows import take
 from ..sparse import IDS, LENGTHS, VALUES
 from ..tensors import Array, Signature
@@ -24,7 +25,7 @@ from .codecs import CODECS, Asked, check_protocol, named, oip_request, tfs_reque
 from .connectors import answer, connector
 from .endpoint import Endpoint, locate, parse_url, read_token, unknown_protocol
 from .grpc_target import OipGrpcApi, TfsGrpcApi, speaks_oip, speaks_tfs
-from .inputs import GOLDEN, Sample, Samples, arrays_of, made_up, pools, read_inputs
+from .inputs import GOLDEN, made_up, pools
 from .oip_target import OipApi
 from .recorder import OK
 from .server_view import Counters

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from ..errors import InputError
+from ..errors import InputError, UsageError
 from ..wire import protobuf
 from . import dag as dags
 from .change import GRAPH, Change, Level
@@ -56,6 +56,38 @@ def compare(old: Model, new: Model, pairs: list[Pair]) -> Compared:
 
 
 def _compared(old: Model, new: Model, both: tuple[Dag, Dag], pairs: list[Pair]) -> Compared:
+    one, two = both
+    found, outs = _matched(old, new, both, pairs)
+    tensors = (_with_constants(old, one), _with_constants(new, two))
+    changes = [*_opsets(one, two), *_functions(one, two)]
+    if _shape(one) != _shape(two):
+        changes += [*_attributes(found), *_rewired(found, outs, tensors), *_patches(found)]
+    counts = (
+        f"{len(one.ops)} -> {len(two.ops)} nodes" if len(one.ops) != len(two.ops) else f"{len(one.ops)} nodes"
+    )
+    matched = "" if len(found.forth) == len(one.ops) else f", {len(found.forth)} of them matched"
+    return Compared(Level(GRAPH, tuple(changes), counts + matched), *tensors, found.weights)
+
+
+def matched(old: Model, new: Model, pairs: list[Pair]) -> Match:
+    """Which node of one ONNX graph is which of the other. Raises UsageError, InputError."""
+    try:
+        for side in (old, new):
+            if side.data is None or dags.too_large(side.data):
+                found = f"a {side.kind}" if side.data is None else f"more than {dags.MAX_NODES} nodes"
+                raise UsageError("the graph cannot be matched", where=side.path, found=found)
+        assert old.data is not None
+        assert new.data is not None
+        return _matched(old, new, (dags.read_dag(old.data), dags.read_dag(new.data)), pairs)[0]
+    except protobuf.Malformed as error:
+        where = f"{old.path} or {new.path}"
+        raise InputError("a graph is not a protobuf message", where=where, found=error) from error
+
+
+def _matched(
+    old: Model, new: Model, both: tuple[Dag, Dag], pairs: list[Pair]
+) -> tuple[Match, dict[int, int]]:
+    """The nodes that belong together, and the graphs' outputs that do."""
     assert old.data is not None
     assert new.data is not None
     one, two = both
@@ -66,16 +98,7 @@ def _compared(old: Model, new: Model, both: tuple[Dag, Dag], pairs: list[Pair]) 
         dropped = [_drop_defaults(dag) for dag in both]
         if any(dropped):
             _fill(both, (old.data, new.data), ins, outs)
-    found = match(one, two, ins)
-    tensors = (_with_constants(old, one), _with_constants(new, two))
-    changes = [*_opsets(one, two), *_functions(one, two)]
-    if _shape(one) != _shape(two):
-        changes += [*_attributes(found), *_rewired(found, outs, tensors), *_patches(found)]
-    counts = (
-        f"{len(one.ops)} -> {len(two.ops)} nodes" if len(one.ops) != len(two.ops) else f"{len(one.ops)} nodes"
-    )
-    matched = "" if len(found.forth) == len(one.ops) else f", {len(found.forth)} of them matched"
-    return Compared(Level(GRAPH, tuple(changes), counts + matched), *tensors, found.weights)
+    return match(one, two, ins), outs
 
 
 def _with_constants(model: Model, dag: Dag) -> dict[str, Tensor]:

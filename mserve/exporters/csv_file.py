@@ -10,7 +10,6 @@ and text otherwise. An empty cell is text, and an error in a column of anything 
 
 from __future__ import annotations
 
-import csv
 import io
 import itertools
 import re
@@ -18,14 +17,15 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from ..errors import InputError
 from ..files import open_input
+from ..readers.csv_rows import Row, check_header, check_width
+from ..readers.csv_rows import rows as rows_of
 from ..tensors import Array
 from .columns import Columns, Text
 
-Row = tuple[int, list[str]]
 INTEGER, NUMBER, BOOL, TEXT = "int64", "float32", "bool", "string"
 BLOCK_ROWS = 1 << 14
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
@@ -43,41 +43,16 @@ def read_csv(path: Path, key: str) -> Columns:
     missing value, a number that float32 cannot hold, quotes or bytes that make no sense.
     """
     with io.TextIOWrapper(open_input(path), "utf-8-sig", newline="") as file:
-        rows = _rows(file, path)
+        rows = rows_of(file, path)
         _, header = next(rows, (0, []))
-        _check_header(header, path)
+        check_header(header, path)
         key = key or ("key" if "key" in header else header[0])
         kinds, lines = _survey(rows, header, key, path)
         file.seek(0)
-        columns = _convert(itertools.islice(_rows(file, path), 1, None), header, kinds, len(lines), path)
+        columns = _convert(itertools.islice(rows_of(file, path), 1, None), header, kinds, len(lines), path)
     import numpy as np
 
     return Columns(key, columns, str(path), np.frombuffer(lines, np.int64), "line")
-
-
-def _rows(file: TextIO, path: Path) -> Iterator[Row]:
-    """The rows of a file, each with the line in which it begins; empty lines are passed over."""
-    reader, line = csv.reader(file, strict=True), 1
-    try:
-        for cells in reader:
-            if cells:
-                yield line, cells
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise InputError("the CSV file is malformed", where=f"{path}: line {line}", found=error) from error
-    except UnicodeDecodeError as error:
-        raise InputError(
-            "the CSV file is not UTF-8", where=f"{path}: after line {line}", found=error
-        ) from error
-
-
-def _check_header(header: list[str], path: Path) -> None:
-    if not header:
-        raise InputError("the CSV file is empty", where=path, expected="a header line")
-    doubled = sorted({name for name in header if header.count(name) > 1})
-    if doubled or "" in header:
-        found = f"{', '.join(map(repr, doubled))} twice" if doubled else "a column without a name"
-        raise InputError("bad header", where=f"{path}: line 1", expected="names, each once", found=found)
 
 
 def _survey(rows: Iterator[Row], header: list[str], key: str, path: Path) -> tuple[list[str], array[int]]:
@@ -85,14 +60,7 @@ def _survey(rows: Iterator[Row], header: list[str], key: str, path: Path) -> tup
     kinds, empty = [""] * len(header), [0] * len(header)
     lines = array("q")
     for line, cells in rows:
-        if len(cells) != len(header):
-            expected = f"{len(header)} cells, as in the header"
-            raise InputError(
-                "a row has too many or too few cells",
-                where=f"{path}: line {line}",
-                expected=expected,
-                found=len(cells),
-            )
+        check_width((line, cells), len(header), path)
         lines.append(line)
         for i, cell in enumerate(cells):
             if not cell:

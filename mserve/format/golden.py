@@ -12,7 +12,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..errors import InputError, MetaGraphMalformed
 from ..files import open_input
@@ -35,7 +35,7 @@ def pack(samples: Mapping[str, Golden]) -> bytes:
     import numpy as np
 
     arrays = {
-        f"{name}/{side}/{alias}": _storable(array)
+        f"{name}/{side}/{alias}": storable(array)
         for name, golden in samples.items()
         for side, ports in zip(SIDES, (golden.inputs, golden.outputs), strict=True)
         for alias, array in ports.items()
@@ -45,9 +45,9 @@ def pack(samples: Mapping[str, Golden]) -> bytes:
     return buffer.getvalue()
 
 
-def _storable(array: Array) -> Array:
-    """numpy's archive has no word for text objects, which become unicode arrays, nor for short types,
-    which become bytes.
+def storable(array: Array) -> Array:
+    """An array as numpy's files take it: they have no word for text objects, which become unicode arrays,
+    nor for short types, which become bytes.
 
     Raises InputError for text that such an array cannot hold: it ends in NUL.
     """
@@ -59,7 +59,7 @@ def _storable(array: Array) -> Array:
         return array
     stored = array.astype(str)
     if not np.array_equal(stored.astype(object), array):
-        raise InputError("golden text ends in NUL, which an npz archive cannot hold")
+        raise InputError("text ends in NUL, which an npz archive cannot hold")
     return stored
 
 
@@ -98,17 +98,23 @@ def restored(array: Array, dtype: str) -> Array:
 
 def read_npz(path: Path, limit: int = MAX_UNPACKED_BYTES) -> dict[str, Array]:
     """All arrays of an npz archive of at most `limit` bytes, unpacked; no pickles. Raises InputError."""
+    with open_input(path) as file:
+        return npz_arrays(file, path, limit)
+
+
+def npz_arrays(file: BinaryIO, where: object, limit: int = MAX_UNPACKED_BYTES) -> dict[str, Array]:
+    """As `read_npz`, from an open file."""
     import numpy as np
 
     try:
-        with open_input(path) as file, np.load(file, allow_pickle=False) as archive:
+        with np.load(file, allow_pickle=False) as archive:
             if not hasattr(archive, "files"):
-                raise InputError("not an npz archive", where=path, found="a single npy array")
+                raise InputError("not an npz archive", where=where, found="a single npy array")
             size = sum(info.file_size for info in archive.zip.infolist())
             if size > limit:
                 raise InputError(
                     "the npz archive unpacks to too much",
-                    where=path,
+                    where=where,
                     expected=f"at most {limit} bytes",
                     found=size,
                 )
@@ -118,13 +124,13 @@ def read_npz(path: Path, limit: int = MAX_UNPACKED_BYTES) -> dict[str, Array]:
     except Exception as error:  # zipfile, zlib and numpy each raise their own
         raise InputError(
             "cannot read the npz archive",
-            where=path,
+            where=where,
             found=_reason(error),
             hint="write it with numpy.savez, strings as numpy text arrays, not objects",
         ) from error
     strange = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
     if strange:
-        raise InputError("the npz archive holds more than arrays", where=path, found=", ".join(strange[:5]))
+        raise InputError("the npz archive holds more than arrays", where=where, found=", ".join(strange[:5]))
     return arrays
 
 

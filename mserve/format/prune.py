@@ -10,7 +10,7 @@ objects and nothing is serialised again.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ..wire import protobuf
@@ -98,7 +98,27 @@ class Parts:
         kept = [r for r in self._records if self._is_kept(r, nodes, names, outputs)]
         if len(kept) == len(self._records):
             return self._model
-        graph = b"".join(self._model[r.record_start : r.end] for r in kept)
+        return self._with_graph(b"".join(self._model[r.record_start : r.end] for r in kept))
+
+    def exposing(self, tensors: Sequence[str], *, shapes: bool = False) -> bytes:
+        """A ModelProto whose outputs are these tensors, made anywhere in the main graph; or their shapes,
+        in which case each is called as `shape_of` says.
+        """
+        nodes, names = self.ancestors(tensors)
+        kept = [r for r in self._records if self._is_kept(r, nodes, names, () if shapes else tensors)]
+        known = {self._name(r) for r in kept if r.number == OUTPUT}
+        added = b""
+        for name in tensors:
+            if shapes:
+                parts = ((1, name), (2, shape_of(name)), (4, "Shape"))
+                node = b"".join(protobuf.encode_bytes(number, text.encode()) for number, text in parts)
+                added += protobuf.encode_bytes(NODE, node)
+            if name not in known:
+                shown = shape_of(name) if shapes else name
+                added += protobuf.encode_bytes(OUTPUT, protobuf.encode_bytes(1, shown.encode()))
+        return self._with_graph(b"".join(self._model[r.record_start : r.end] for r in kept) + added)
+
+    def _with_graph(self, graph: bytes) -> bytes:
         before, after = self._model[: self._graph.record_start], self._model[self._graph.end :]
         return before + protobuf.encode_bytes(GRAPH, graph) + after
 
@@ -113,6 +133,11 @@ class Parts:
 
     def _name(self, record: protobuf.Field) -> str:
         return _strings(self._model, record, NAME[record.number])[-1]
+
+
+def shape_of(tensor: str) -> str:
+    """What the shape of a tensor is called among the outputs of `Parts.exposing`."""
+    return f"mserve.shape:{tensor}"
 
 
 def _strings(model: bytes, record: protobuf.Field, number: int) -> list[str]:

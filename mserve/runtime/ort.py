@@ -82,6 +82,11 @@ class Session:
     on_cpu: ClassVar[bool] = True
 
     @property
+    def inputs(self) -> list[str]:
+        """The tensors that a run must be given."""
+        return [port.name for port in self._session.get_inputs()]
+
+    @property
     def private(self) -> bool:
         """Whether the weights lie in private memory, so that a run cannot wait for the disk."""
         return self._weights.private
@@ -153,7 +158,17 @@ def sessions_for(
     return {name: sessions[group] for name, group in nodes.items()}
 
 
-def _session(model: bytes, weights: Weights, threads: int, cuda: int | None) -> Session:
+def observer(model: bytes, weights: Weights, *, cuda: int | None = None, plain: bool = False) -> Session:
+    """A session of all CPUs for a few runs, to look at what a graph computes.
+
+    `plain` leaves out every optimisation of the graph. Raises as `sessions_for`.
+    """
+    return _session(model, weights, threads_max(), cuda, plain=plain)
+
+
+def _session(
+    model: bytes, weights: Weights, threads: int, cuda: int | None, *, plain: bool = False
+) -> Session:
     """A session over one part of a graph."""
     import onnxruntime as ort
     from onnxruntime.capi.onnxruntime_pybind11_state import EPFail, RuntimeException
@@ -163,6 +178,8 @@ def _session(model: bytes, weights: Weights, threads: int, cuda: int | None) -> 
         providers.insert(0, (CUDA, {"device_id": cuda}))
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
+    if plain:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.use_external_initializer_file_buffers_directly", "1")
     # Only files that the buffers do not cover are looked for here, and ONNX Runtime

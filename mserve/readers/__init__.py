@@ -1,0 +1,1 @@
+"""Readers: files that hold a model's inputs, to arrays and requests."""

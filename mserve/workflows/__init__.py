@@ -1,0 +1,1 @@
+"""Workflows: what a command does that takes several of the parts below."""
