@@ -24,6 +24,7 @@ COMMANDS = (
     "export",
     "inspect",
     "diff",
+    "gate",
     "validate",
     "run",
     "list",
@@ -90,9 +91,18 @@ def with_qps_value(arguments: Sequence[str]) -> list[str]:
     return result
 
 
+def with_explain_value(arguments: Sequence[str]) -> list[str]:
+    """The command line with a bare `--explain` of gate, with no name behind it, made `--explain all`."""
+    if "gate" not in arguments[:2] or "--explain" not in arguments:
+        return list(arguments)
+    at = arguments.index("--explain") + 1
+    bare = at == len(arguments) or arguments[at].startswith("-")
+    return [*arguments[:at], *(["all"] if bare else []), *arguments[at:]]
+
+
 def main() -> None:
     """Run the command line; never returns."""
-    arguments = with_qps_value(sys.argv[1:])
+    arguments = with_explain_value(with_qps_value(sys.argv[1:]))
     _make_output_bearable()
     try:
         build()(args=arguments, prog_name="mserve", standalone_mode=True)

@@ -21,7 +21,7 @@ import gc
 import math
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,7 +70,8 @@ class Options:
     numbers of rounds after which to decide, `part_s` and `offered_s` the least lengths of a
     closed and an open part of a round; `metrics` those that decide, of METRICS, by
     default all. `strict` makes INCONCLUSIVE an exit code of 1. `aa` says that A and B are the
-    same, and goes on to the last look: for the noise of the machine.
+    same, and goes on to the last look: for the noise of the machine. `margins` are those of single
+    metrics, where they are not `margin`; after `limit_s` no round begins, and what there is decides.
     """
 
     margin: float = 0.05
@@ -86,6 +87,8 @@ class Options:
     metrics: tuple[str, ...] = ()
     strict: bool = False
     aa: bool = False
+    margins: Mapping[str, float] = field(default_factory=dict)
+    limit_s: float = math.inf
 
     def __post_init__(self) -> None:
         if not 0 <= self.margin < 10:
@@ -223,14 +226,17 @@ class _Comparing:
         seconds = 4 * (2 * part_s + offered_s)
         self._progress(f"comparing in rounds of {seconds:.1f} s, {result.rate:,.0f}/s in the open loop")
         rng = np.random.default_rng(options.seed)
+        end, look = time.monotonic() + options.limit_s, 0
         for number in range(options.looks[-1]):
             await self._round(bool(rng.integers(2)), number, part_s, offered_s)
-            if number + 1 in options.looks:
-                look = options.looks.index(number + 1)
-                result.metrics = judge(result.rounds, options.margin, level_of_look(look))
-                self._decide(level_of_look(look))
+            over = time.monotonic() + seconds > end
+            if over or number + 1 in options.looks:
+                level = level_of_look(look)
+                result.metrics = judge(result.rounds, options.margin, level, options.margins)
+                self._decide(level)
+                look += 1
                 self._progress(f"  {number + 1} rounds: {result.code}")
-                if result.code != INCONCLUSIVE and not options.aa:
+                if over or (result.code != INCONCLUSIVE and not options.aa):
                     break
 
     @staticmethod

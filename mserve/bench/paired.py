@@ -31,6 +31,7 @@ Floats = npt.NDArray[np.float64]
 OK, REGRESSION, INCONCLUSIVE = "ok", "regression", "inconclusive"
 LEVEL = 0.05
 RESAMPLES = 1000
+NOTHING: Mapping[str, float] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +60,19 @@ def level_of_look(look: int) -> float:
     return LEVEL / 2.0 ** (look + 1)
 
 
-def judge(rounds: Mapping[str, Sequence[float]], margin: float, level: float = LEVEL) -> list[Metric]:
+def judge(
+    rounds: Mapping[str, Sequence[float]],
+    margin: float,
+    level: float = LEVEL,
+    margins: Mapping[str, float] = NOTHING,
+) -> list[Metric]:
     """Judge the rounds' log ratios, by name of the metric; above 0 means that B costs more.
 
-    `margin` is a share: 0.05 lets B cost up to 5 % more.
+    `margin` is a share: 0.05 lets B cost up to 5 % more; `margins` are those of single metrics.
     """
-    metrics = [_metric(name, np.asarray(values, float), margin) for name, values in rounds.items()]
+    metrics = [
+        _metric(name, np.asarray(values, float), margins.get(name, margin)) for name, values in rounds.items()
+    ]
     corrected = holm([m.p_worse for m in metrics])
     return [
         Metric(

@@ -20,6 +20,7 @@ RANKED_ROWS = 10  # fewer rows have no ranking worth a number
 DRIFT_ROWS = 50  # nor fewer a distribution
 TOP_SHARE = 0.1
 STRAYS, STRAY = 1e-3, 10.0
+RESAMPLES, RESAMPLED_ROWS = 200, 20_000_000
 
 
 def moved(where: str, was: Array, now: Array, tolerance: tuple[float, float]) -> Iterator[Change]:
@@ -32,6 +33,7 @@ def moved(where: str, was: Array, now: Array, tolerance: tuple[float, float]) ->
             yield Change("answers-close", where, text, facts={"worst": _plain(found.worst)})
         return
     facts: dict[str, Any] = {"worst": _plain(found.worst), "at": list(found.where)}
+    facts["rows"] = len(was) if was.ndim else 1
     facts["worst_rows"] = _worst_rows(was, now)
     facts |= _drift(was, now)
     text = ", ".join([found.reason, *(f"{_NAMES[key]} {facts[key]:.3g}" for key in _NAMES if key in facts)])
@@ -164,3 +166,21 @@ def measured(output: Array, labels: Array) -> dict[str, float]:
     if ((output >= 0) & (output <= 1)).all() and np.allclose(output.sum(axis=1), 1, atol=1e-3):
         found["log-loss"] = statistics.log_loss(labels, output)
     return found
+
+
+def spread(was: Array, now: Array, labels: Array) -> dict[str, tuple[float, float]]:
+    """By metric, the 95 % interval of what `now` has more than `was`: a bootstrap over the rows of both.
+
+    The rows are drawn together, since the versions answered the same ones. Always the same draws.
+    """
+    import numpy as np
+
+    rng = np.random.default_rng(len(labels))
+    found: dict[str, list[float]] = {}
+    for _ in range(max(RESAMPLES // 5, min(RESAMPLES, RESAMPLED_ROWS // max(1, len(labels))))):
+        rows = rng.integers(0, len(labels), len(labels))
+        one, two = (measured(x[rows], labels[rows]) for x in (was, now))
+        for name in one.keys() & two.keys():
+            found.setdefault(name, []).append(two[name] - one[name])
+    ends = {name: np.percentile(values, [2.5, 97.5]) for name, values in found.items()}
+    return {name: (float(low), float(high)) for name, (low, high) in ends.items()}

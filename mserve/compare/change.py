@@ -113,6 +113,7 @@ TABLE: dict[str, Rule] = {
     "new-fails": Rule(OUTPUTS, BREAKING, "NEW refuses, fails or crashes on what OLD answers"),
     "old-fails": Rule(OUTPUTS, UNKNOWN, "OLD does not answer, so there is nothing to compare with"),
     "metric": Rule(OUTPUTS, COMPATIBLE, "AUC, log-loss or accuracy on labels has moved"),
+    "metric-equal": Rule(OUTPUTS, NONE, "AUC, log-loss or accuracy on labels is what it was"),
     "no-samples": Rule(OUTPUTS, UNKNOWN, "there are no requests to compare answers with"),
     "no-counterpart": Rule(OUTPUTS, UNKNOWN, "a signature, or an output, has no counterpart to compare"),
     "labels-unfit": Rule(OUTPUTS, UNKNOWN, "the labels fit no output"),

@@ -17,20 +17,25 @@ th,td{text-align:left;vertical-align:top;padding:.3em .7em;border-bottom:1px sol
 td{overflow-wrap:anywhere}
 th{font-weight:600;border-bottom:2px solid #999}
 pre{background:#f6f6f6;padding:.6em;overflow-x:auto;margin:.4em 0}
-.breaking{color:#b00020;font-weight:600}.unknown{color:#8a5a00;font-weight:600}.changed,.compatible{color:#1f4e8c}
+.breaking,.fail{color:#b00020;font-weight:600}.unknown,.inconclusive,.warn{color:#8a5a00;font-weight:600}.changed,.compatible{color:#1f4e8c}
 .equal,.none{color:#3a6b35}.add{color:#22662a}.del{color:#a01c1c}
 """
 
 
 def render(diff: Diff) -> str:
     """The whole page."""
-    title = f"mserve diff: {diff.verdict()}"
+    return page(diff, f"mserve diff: {diff.verdict()}")
+
+
+def page(diff: Diff, title: str, above: Sequence[Sequence[str]] = ()) -> str:
+    """A page with another title, and above all rows of: severity, rule, where, reason."""
     sides = [(name, side["path"], side["kind"], side.get("identity", "")) for name, side in _sides(diff)]
     levels = [(level.name, level.verdict, level.shown) for level in diff.levels]
     parts = [
         "<!doctype html><html lang=en><head><meta charset=utf-8>",
         "<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; style-src 'unsafe-inline'\">",
         f"<title>{_text(title)}</title><style>{_STYLE}</style></head><body><h1>{_text(title)}</h1>",
+        _reasons(above),
         _table(("", "path", "kind", "identity"), [[_text(x) for x in row] for row in sides]),
         _table(("level", "verdict", ""), [[_text(n), _marked(v, v), _text(s)] for n, v, s in levels]),
     ]
@@ -38,6 +43,11 @@ def render(diff: Diff) -> str:
         if level.changes:
             parts += [f"<h2>{_text(level.name)}</h2>", _changes(level.changes)]
     return "".join([*parts, "</body></html>\n"])
+
+
+def _reasons(rows: Sequence[Sequence[str]]) -> str:
+    shown = [[_marked(row[0], row[0]), *map(_text, row[1:])] for row in rows]
+    return _table(("", "rule", "where", "reason"), shown) if rows else ""
 
 
 def _sides(diff: Diff) -> list[tuple[str, dict[str, str]]]:

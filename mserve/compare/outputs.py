@@ -20,7 +20,7 @@ from ..numerics import ATOL, RTOL
 from ..rows import row_count
 from ..runtime.engines import RUN_S
 from ..tensors import DEFAULT_SIGNATURE, Array, Signature, dtype_of, show_shape
-from .answers import measured, moved
+from .answers import measured, moved, spread
 from .change import OUTPUTS, Change, Level
 from .child import Answers, ask
 from .model import SAVED_MODEL, Model
@@ -128,6 +128,26 @@ def _golden(model: Model) -> Requests:
     return {name: g.inputs for name, g in unpack(model.bundle.file(record), model.signatures).items()}
 
 
+def made_up(old: Model, new: Model) -> bool:
+    """Whether the golden samples that would be asked are those that an export makes up by itself."""
+    golden, model = next(((g, m) for m in (old, new) if (g := _golden(m))), ({}, old))
+    return bool(golden) and all(_generated(model.signatures[name], x) for name, x in golden.items())
+
+
+def _generated(signature: Signature, inputs: Mapping[str, Array]) -> bool:
+    import numpy as np
+
+    from ..examples import generate
+    from ..exporters.signatures import FREE_SIZES
+
+    rows = _rows(inputs)
+    for free in FREE_SIZES:
+        ours = generate(signature, rows, free=free)
+        if ours.keys() == inputs.keys() and all(np.array_equal(x, inputs[a]) for a, x in ours.items()):
+            return True
+    return False
+
+
 def _read(path: Path, signature: Signature) -> Mapping[str, Array]:
     if path.suffix == ".npz":
         return read_npz(path)
@@ -213,15 +233,17 @@ def _metrics(
         if signature not in ("", pair.old) or not answered:
             continue
         for alias, other in pair.outputs.items():
-            was = measured(sides[0].outputs[pair.old][alias], labels)
-            now = measured(sides[1].outputs[pair.new][other], labels)
+            outputs = sides[0].outputs[pair.old][alias], sides[1].outputs[pair.new][other]
+            was, now = (measured(output, labels) for output in outputs)
             judged += bool(was and now)
+            between = spread(*outputs, labels) if was != now else {}
             for name in was.keys() & now.keys():
-                if was[name] != now[name]:
-                    text = f"{name} {was[name]:.5f} -> {now[name]:.5f}"
-                    facts = {"metric": name, "old": was[name], "new": now[name], "rows": len(labels)}
-                    where = f"{pair.new}.{other}"
-                    yield Change("metric", where, text, f"{was[name]:.5f}", f"{now[name]:.5f}", facts)
+                text = f"{name} {was[name]:.5f} -> {now[name]:.5f}"
+                facts = {"metric": name, "old": was[name], "new": now[name], "rows": len(labels)}
+                facts["interval"] = list(between.get(name, (0.0, 0.0)))
+                rule = "metric" if was[name] != now[name] else "metric-equal"
+                where = f"{pair.new}.{other}"
+                yield Change(rule, where, text, f"{was[name]:.5f}", f"{now[name]:.5f}", facts)
     if not judged:
         text = (
             f"{len(labels):,} labels fit no output: one a row, 0 and 1 for scores, 0 to K - 1 for K classes"
