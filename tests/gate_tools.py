@@ -6,6 +6,7 @@ import csv
 import gzip
 import shutil
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,8 @@ class Models:
             return {"bytes": np.array([magika_features(f) for f in files], np.int32)}
         if name == "angle":
             return {"x": np.random.default_rng(3).random((4, 3, 48, 192), np.float32)}
-        with gzip.open(self._find("12_ctr_data/avazu_dev.csv.gz"), "rt") as file:
-            rows = [
-                dict(zip(AVAZU, r, strict=True)) for r, _ in zip(csv.reader(file), range(64), strict=False)
-            ]
+        with gzip.open(self._find("09_avazu_spark_lr/avazu_stream_23299.csv.gz"), "rt") as file:
+            rows = [dict(zip(AVAZU, row, strict=True)) for row in islice(csv.reader(file), 64)]
         names = [port.name for port in onnx.load(self.file(name)).graph.input]
         return {port: np.array([row[port] for row in rows], object) for port in names}
 
@@ -100,7 +99,7 @@ def copied(version: Path, place: Path) -> Path:
     return copy
 
 
-def through_loop(model: ModelProto) -> ModelProto:
+def through_branch(model: ModelProto) -> ModelProto:
     """The first output passes through the branch of an If, in which an operator hides."""
     copy = mutations.copied(model)
     name = copy.graph.output[0].name
@@ -109,12 +108,10 @@ def through_loop(model: ModelProto) -> ModelProto:
         node.output[:] = ["before_if" if x == name else x for x in node.output]
     kind = copy.graph.output[0].type.tensor_type.elem_type
     info = helper.make_tensor_value_info
-    branch = [
-        helper.make_graph(
-            [helper.make_node(op, ["before_if"], [f"{op}_y"])], op, [], [info(f"{op}_y", kind, None)]
-        )
-        for op in ("Identity", "Softsign")
-    ]
+    branch = []
+    for op in ("Identity", "Softsign"):
+        nodes = [helper.make_node(op, ["before_if"], [f"{op}_y"])]
+        branch.append(helper.make_graph(nodes, op, [], [info(f"{op}_y", kind, None)]))
     copy.graph.initializer.append(helper.make_tensor("yes", onnx.TensorProto.BOOL, [], [True]))
     copy.graph.node.append(
         helper.make_node("If", ["yes"], [name], then_branch=branch[0], else_branch=branch[1])

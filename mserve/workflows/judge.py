@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..compare import Change, Diff
-from ..compare.change import ASSETS, EQUAL, GRAPH, OUTPUTS, SKIPPED, WEIGHTS
+from ..compare.change import ASSETS, EQUAL, GRAPH, OUTPUTS, SIGNATURE, SKIPPED, WEIGHTS
 from ..compare.markdown import sentence
 from .operators import ONNX, Operators, operator
 from .policy import Policy
@@ -68,8 +68,10 @@ def worst_first(reasons: list[Reason]) -> list[Reason]:
 def judge_diff(diff: Diff, old: Operators | None, new: Operators | None, policy: Policy) -> list[Reason]:
     """Reasons in what changed. `old` and `new` are what the graphs hold, None for a SavedModel."""
     reasons = Reasons(policy)
+    untouched = all(diff.level(name).verdict == EQUAL for name in (SIGNATURE, GRAPH, WEIGHTS))
     for change in diff.changes:
-        _change(reasons, change)
+        if change.rule != "no-samples" or not untouched:  # equal models need not be asked
+            _change(reasons, change)
     if new is not None:
         _operators(reasons, old, new)
     _growth(reasons, diff)
