@@ -140,7 +140,7 @@ def _generated(signature: Signature, inputs: Mapping[str, Array]) -> bool:
     from ..examples import generate
     from ..exporters.signatures import FREE_SIZES
 
-    rows = _rows(inputs)
+    rows = _rows(signature, inputs)
     for free in FREE_SIZES:
         ours = generate(signature, rows, free=free)
         if ours.keys() == inputs.keys() and all(np.array_equal(x, inputs[a]) for a, x in ours.items()):
