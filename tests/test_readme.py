@@ -61,7 +61,7 @@ def test_every_command_does_what_the_readme_shows(root: Path, place: Path) -> No
     """Each word shown, numbers aside, is printed; `serve` is running while the others ask it."""
     shown = list(blocks(root))
     commands = [command.split()[1] for command, _ in shown if command.startswith("mserve")]
-    assert commands == ["export", "inspect", "validate", "diff", "serve", "bench"]
+    assert commands == ["export", "inspect", "validate", "diff", "serve", "gate", "bench"]
     for command, output in shown[:4]:
         assert words(output) <= words(run(root, place, command)), command
     with serving(place / "models" / "digits", place / "log") as server:
