@@ -30,6 +30,7 @@ COMMANDS = (
     "gc",
     "label",
     "bench",
+    "tune",
     "serve",
     "top",
     "explain",
