@@ -76,7 +76,8 @@ def measure(servable: Servable, signature: str, samples: Samples, seconds: float
     handover = _quantiles(far.latencies, request + run_ns)
     rate = max(10.0, min(IDLE_RATE_MAX, IDLE_SHARE * 1e9 / request))
     idle, run_ns = _echoed(servable, signature, samples, Load(rate=rate, duration_s=part_s))
-    return Costs(request, handover, _quantiles(idle.latencies, request + run_ns), _timers())
+    wake = _quantiles(idle.latencies, request + run_ns)
+    return Costs(request, handover, wake, _timers(), closed.seen.cpu_share)
 
 
 def _echoed(

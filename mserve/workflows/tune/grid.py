@@ -1,4 +1,4 @@
-"""Grid: the settings that are worth a try, and the highest rate at which each meets the objectives, simulated.
+"""Grid: the settings that are worth a try, and the highest rate at which each meets the objectives.
 
 First all sizes without delay, in short simulations; then the best of them with delays and, where
 the run-time curve has steps, filled up to the sizes at which it steps; then the best few again in long
@@ -23,14 +23,16 @@ from .simulate import Outcome, System, simulate
 DELAYS_MS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 DELAYS_TRIED = 3
 SIZES_DELAYED = 3
-FINALISTS = 4
+FINALISTS = 3
 # A size is worth filling up to where a batch in between costs so much more than the size itself.
 STEP = 1.1
-COARSE_REQUESTS, FINE_REQUESTS = 4000, 20_000
+IDLE_REQUESTS, COARSE_REQUESTS, FINE_REQUESTS = 1000, 4000, 10_000
 SEEDS = (1, 2, 3)
 # Settings this close are equal: the simpler one is taken.
 EQUAL = 0.03
 TRIES_MAX = 24
+AHEAD = 2
+RATE_MAX = 1e7
 # A rate at which requests do not meet.
 IDLE = 0.01
 
@@ -98,27 +100,24 @@ def forecast(
 
 
 def highest(
-    holds: Callable[[float], bool], guess: float, *, step: float = 2.0, tolerance: float = 0.03
+    holds: Callable[[float], bool], guess: float, *, step: float = 2.0, tolerance: float = 0.05
 ) -> float | None:
-    """The highest rate that holds, to a tolerance: first in steps from a guess, then by halving. None: none.
+    """The highest rate that holds, to a tolerance; None where no rate does.
 
-    `holds` is asked at most TRIES_MAX times in each direction.
+    Latency need not rise with the rate: batches fill up faster. So the search begins above the guess
+    and goes down to the first rate that holds, then up by halving what is left.
     """
-    low = high = guess
-    if holds(guess):
-        for _ in range(TRIES_MAX):
-            high *= step
-            if not holds(high):
-                break
-            low = high
+    low = guess * step**AHEAD
+    while (held := holds(low)) and low < RATE_MAX:
+        low *= step
+    if held:
+        return low
+    for _ in range(TRIES_MAX):
+        high, low = low, low / step
+        if holds(low):
+            break
     else:
-        for _ in range(TRIES_MAX):
-            low /= step
-            if holds(low):
-                break
-            high = low
-        else:
-            return None
+        return None
     while high / low > 1 + tolerance:
         middle = (low * high) ** 0.5
         low, high = (middle, high) if holds(middle) else (low, middle)
@@ -192,7 +191,14 @@ class Search:
         count = max(FINE_REQUESTS if fine else COARSE_REQUESTS, goal.slo.samples_needed())
         seeds = SEEDS if fine else SEEDS[:1]
         longest = system.runs(system.requests[0][1])[-1] + system.costs.request + batching.delay_ns + 1
-        idle = forecast(system, batching, IDLE * 1e9 / longest, goal, COARSE_REQUESTS, SEEDS[:1])
+        idle = forecast(
+            system,
+            batching,
+            IDLE * 1e9 / longest,
+            goal,
+            max(IDLE_REQUESTS, goal.slo.samples_needed()),
+            SEEDS[:1],
+        )
 
         def holds(rate: float) -> bool:
             self.simulations += 1
@@ -202,7 +208,7 @@ class Search:
             return Candidate(batching, None, idle)
         return Candidate(
             batching,
-            highest(holds, guess, step=1.1 if fine else 2.0, tolerance=0.01 if fine else 0.05),
+            highest(holds, guess, step=1.1 if fine else 2.0, tolerance=0.02 if fine else 0.05),
             idle,
         )
 

@@ -47,13 +47,15 @@ class Costs:
 
     `request`: the loop's time for each, one half before the run and one after. The others are
     rising values to draw from: a run's way to a worker and back, how late a sleeping loop
-    notices a request, and how late a timer goes off.
+    notices a request, and how late a timer goes off. `share` is the part of a CPU that this process
+    got while it had nothing but work to do.
     """
 
     request: float = 0.0
     handover: Sequence[float] = (0.0,)
     wake: Sequence[float] = (0.0,)
     timer: Sequence[float] = (0.0,)
+    share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

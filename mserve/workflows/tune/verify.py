@@ -10,6 +10,7 @@ from typing import Any
 from ...bench import session
 from ...bench.in_process import InProcess
 from ...bench.inputs import Samples
+from ...bench.quantiles import samples_needed
 from ...bench.report import Report
 from ...bench.schedule import Times
 from ...bench.verdict import Load
@@ -21,6 +22,9 @@ from .simulate import System
 AGREED = 0.15
 QUANTILES = (0.5, 0.99)
 MAX_WARMUP_S = 5.0
+# A slow model's run goes on until it holds the samples that the objectives need, but not for ever.
+RUN_S_MAX = 60.0
+FORECAST_MAX = 50_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,9 @@ class Check:
 
 def check(trial: Trial, system: System, batching: Batching, rate: float, goal: Goal) -> Check:
     """Forecast a rate, and measure it. Raises what loading and running the bundle raise."""
-    count = min(200_000, max(1000, int(rate * trial.seconds)))
+    needed_s = 1.2 * max(goal.slo.samples_needed(), samples_needed(QUANTILES[-1])) / rate
+    seconds = max(trial.seconds, min(RUN_S_MAX, needed_s))
+    count = min(FORECAST_MAX, max(1000, int(rate * seconds)))
     seen = forecast(system, batching, rate, goal, count, SEEDS)
     servable = load(trial.path, trial.device)
     target = InProcess(servable, trial.signature, trial.samples, verify=False, settings=batching)

@@ -14,6 +14,7 @@ from ...bench.jitter import measure_jitter
 from ...bench.schedule import Times
 from ...bench.slo import Slo
 from ...bench.targets import Ask
+from ...bench.verdict import show
 from ...errors import UsageError
 from ...loader.batching_defaults import resolved
 from ...loader.servable import Batching, Servable, load
@@ -32,6 +33,8 @@ MAX_BATCH = 256
 VERIFIED = 3
 # The highest rate lies where latency is steepest; real runs are made a little below it, then lower.
 HEADROOM = (0.9, 0.75, 0.5)
+# Below such a share of a CPU, and above such a part of the limit spent on waking up, somebody must know.
+SHARE_MIN, LATE_MAX = 0.8, 0.2
 # Rows at which runs with other numbers of threads are looked at.
 THREAD_SIZES = (1, 8, 64)
 Note = Callable[[str], None]
@@ -126,6 +129,16 @@ def _measure(servable: Servable, asked: Asked, samples: Samples, note: Note) -> 
         notes.append("requests of this signature run alone (batch_axis null): there are no batches to tune")
     if (noise := max(c.noise for c in (found, *threads.values()))) > NOISE_MAX:
         notes.append(f"the machine is busy: the same run's median has changed by {noise:.0%} meanwhile")
+    if way.share < SHARE_MIN:
+        notes.append(
+            f"the machine is busy: this process got {way.share:.0%} of a CPU while it had nothing but work; "
+            "what follows is about such a machine: tune on a quiet one"
+        )
+    if (late := way.wake[-3]) > LATE_MAX * limit:
+        notes.append(
+            f"the machine is late by itself: a sleeping process wakes up {show(int(late))} late in one of "
+            f"a hundred cases, of {show(limit)} that an answer may take"
+        )
     return Measured(name, samples, found, threads, system, notes)
 
 
@@ -186,8 +199,8 @@ def _verify(
     for candidate in tried:
         for part in HEADROOM:
             rate = _rounded((candidate.rate or 0.0) * part)
-            note(f"measuring max_batch {candidate.batching.max_batch_rows}, "
-                 f"delay {candidate.batching.delay_ns / 1e6:g} ms at {rate:g}/s for {trial.seconds:g} s")  # fmt: skip
+            size, delay_ms = candidate.batching.max_batch_rows, candidate.batching.delay_ns / 1e6
+            note(f"measuring max_batch {size}, delay {delay_ms:g} ms at {rate:g}/s")
             checks.append(check(trial, system, candidate.batching, rate, goal))
             # Only the best is worth further runs where its forecast was too bright.
             if checks[-1].stopped or checks[-1].met or candidate is not tried[0]:
