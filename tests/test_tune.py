@@ -159,12 +159,12 @@ def test_two_workers_carry_twice_as_much() -> None:
 
 
 def test_sizes_are_filled_up_where_others_cost_more() -> None:
-    """A size that is no power of two takes five times as long: padding is the better way."""
+    """A size that is no power of two takes five times as long, up to more than the objective."""
 
     def run(n: int) -> float:
         return (1 if n & (n - 1) == 0 else 5) * (MS + n * 0.1 * MS)
 
-    best = searched(exact(run, 16), "p99<50ms").run(Batching(16))
+    best = searched(exact(run, 16), "p99<9ms").run(Batching(16))
     assert best[0].batching.allowed[-1] == 16
 
 

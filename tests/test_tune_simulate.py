@@ -13,7 +13,7 @@ from mserve.bench.quantiles import NEVER_NS
 from mserve.bench.schedule import constant, poisson
 from mserve.loader.servable import Batching
 from mserve.tensors import Signature, TensorSpec
-from mserve.workflows.tune.simulate import Costs, Draw, System, simulate
+from mserve.workflows.tune.simulate import Costs, Draw, GiveUp, System, simulate
 
 MS = 1_000_000
 SIGNATURE = Signature(
@@ -99,7 +99,7 @@ def test_the_most_that_batches_carry_is_what_arithmetic_says(fixed: int, row: in
 
 
 def test_a_hopeless_load_is_given_up() -> None:
-    found = simulate(system(takes(MS)), Batching(1), poisson(5000, 20, (1,)), limit_ns=MS)
+    found = simulate(system(takes(MS)), Batching(1), poisson(5000, 20, (1,)), 1, GiveUp(2 * MS, 100))
     assert found.hopeless
     assert len(found.latencies) < 50_000
 

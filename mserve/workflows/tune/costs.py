@@ -30,6 +30,8 @@ IDLE_SHARE = 0.2
 IDLE_RATE_MAX = 2000.0
 TIMER_DELAYS_S = (0.0003, 0.0007, 0.0011, 0.0017, 0.0023)
 TIMER_TRIES = 20
+# A process that has nothing but work to do gets more of a CPU than this on a quiet machine.
+SHARE_MIN = 0.8
 
 
 @dataclass(eq=False)

@@ -8,17 +8,19 @@ percentiles of all its requests are within their limits, and latency does not gr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
-from ...bench.quantiles import Ints, grows_throughout, nearest_rank
+from ...bench.quantiles import Ints, grows_throughout, nearest_rank, window_medians
 from ...bench.schedule import Times, replayed, schedule
 from ...bench.slo import Slo
+from ...bench.verdict import ACHIEVED_MIN
 from ...loader.servable import Batching
 from .curve import Curve
-from .simulate import Outcome, System, simulate
+from .simulate import GiveUp, Outcome, System, simulate
 
 DELAYS_MS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 DELAYS_TRIED = 3
@@ -26,7 +28,7 @@ SIZES_DELAYED = 3
 FINALISTS = 3
 # A size is worth filling up to where a batch in between costs so much more than the size itself.
 STEP = 1.1
-IDLE_REQUESTS, COARSE_REQUESTS, FINE_REQUESTS = 1000, 4000, 10_000
+IDLE_REQUESTS, COARSE_REQUESTS, FINE_REQUESTS = 1000, 4000, 6000
 SEEDS = (1, 2, 3)
 # Settings this close are equal: the simpler one is taken.
 EQUAL = 0.03
@@ -51,12 +53,24 @@ class Goal:
         """The longest latency that an objective speaks of."""
         return self.slo.limit_ns() or 1 << 62
 
+    def give_up(self, count: int) -> GiveUp:
+        """When a simulation of so many requests has surely missed the objective of the longest latency."""
+        last = max(self.slo.objectives, key=lambda o: o.limit_ns)
+        return GiveUp(last.limit_ns, (1 - last.p) * count + 1)
+
     def due(self, rate: float, count: int, seed: int) -> Times:
         """When about so many requests arrive at a rate."""
         if self.recording is None:
             return schedule(self.arrivals, rate, max(1.0, count) / rate, (self.seed, seed))
         span_s = max(1e-9, float(self.recording[-1]) / 1e9)
         return replayed(self.recording[:count], rate * span_s / len(self.recording))
+
+
+class Runs(NamedTuple):
+    """How much is simulated: so many requests with each of the seeds."""
+
+    requests: int
+    seeds: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,21 +96,33 @@ class Candidate:
 
 
 def forecast(
-    system: System, batching: Batching, rate: float, goal: Goal, count: int, seeds: Sequence[int]
+    system: System, batching: Batching, rate: float, goal: Goal, runs: Runs, *, whole: bool = True
 ) -> Forecast:
-    """Simulate a rate with each of the seeds, and put the latencies together."""
+    """Simulate a rate with each of the seeds, and put the latencies together.
+
+    Unless the `whole` is wanted it ends as soon as an objective is surely missed.
+    """
     found: list[Outcome] = []
-    for seed in seeds:
-        due = goal.due(rate, count, seed)
-        found.append(simulate(system, batching, due, seed, limit_ns=goal.limit_ns))
-        if found[-1].hopeless:
+    steady = True
+    for seed in runs.seeds:
+        due = goal.due(rate, runs.requests, seed)
+        stop = None if whole else goal.give_up(len(due) * len(runs.seeds))
+        found.append(simulate(system, batching, due, seed, stop))
+        steady = steady and not found[-1].hopeless and _keeps_up(found[-1].latencies, due)
+        if not (steady or whole):
             break
     latencies = np.sort(np.concatenate([o.latencies for o in found]))
     refused = sum(o.refused for o in found)
-    steady = not any(o.hopeless or grows_throughout(o.latencies) for o in found)
     met = all(nearest_rank(latencies, o.p) <= o.limit_ns for o in goal.slo.objectives)
     holds = steady and met and refused <= goal.slo.errors_max * len(latencies)
     return Forecast(latencies, sum(o.mean_rows for o in found) / len(found), holds)
+
+
+def _keeps_up(latencies: Ints, due: Times) -> bool:
+    """Whether latency stays: what a real run is called UNSTABLE by."""
+    medians = window_medians(latencies, min(10, len(latencies)))
+    growth, span = medians[-1] - medians[0], int(due[-1])
+    return not grows_throughout(latencies) and growth <= (1 / ACHIEVED_MIN - 1) * span
 
 
 def highest(
@@ -169,12 +195,16 @@ class Search:
         for best in self._best()[:SIZES_DELAYED]:
             for delay in delays_ms(self.goal.limit_ns):
                 self._screen(replace(best, delay_ns=int(delay * 1e6)))
-        for best in self._best()[:2]:
-            if allowed := steps(self.curve, best.max_batch_rows):
-                self._screen(replace(best, max_batch_rows=allowed[-1], allowed=allowed))
+        if allowed := steps(self.curve, self.curve.sizes[-1]):
+            for delay in dict.fromkeys((0, *(b.delay_ns for b in self._best()[:1]))):
+                self._screen(Batching(allowed[-1], delay, allowed=allowed))
         finalists = dict.fromkeys([*self._best()[:FINALISTS], default])
         known = {b: c.rate for b, c in self.screened.items()}
         return ranked([self._rated(b, known.get(b) or self._guess, fine=True) for b in finalists])
+
+    def rated(self, batching: Batching) -> Candidate:
+        """One setting at its highest rate, by long simulations."""
+        return self._rated(batching, self._guess, fine=True)
 
     def _best(self) -> list[Batching]:
         return [c.batching for c in ranked(self.screened.values()) if c.rate]
@@ -188,27 +218,21 @@ class Search:
     def _rated(self, batching: Batching, guess: float, *, fine: bool) -> Candidate:
         """The highest rate of a setting, by short simulations, or by long ones around a good guess."""
         system, goal = self.system, self.goal
-        count = max(FINE_REQUESTS if fine else COARSE_REQUESTS, goal.slo.samples_needed())
-        seeds = SEEDS if fine else SEEDS[:1]
+        needed = goal.slo.samples_needed()
+        runs = Runs(max(FINE_REQUESTS, needed), SEEDS) if fine else Runs(max(COARSE_REQUESTS, needed), (1,))
         longest = system.runs(system.requests[0][1])[-1] + system.costs.request + batching.delay_ns + 1
-        idle = forecast(
-            system,
-            batching,
-            IDLE * 1e9 / longest,
-            goal,
-            max(IDLE_REQUESTS, goal.slo.samples_needed()),
-            SEEDS[:1],
-        )
+        alone = Runs(max(IDLE_REQUESTS, needed), (1,))
+        idle = forecast(system, batching, IDLE * 1e9 / longest, goal, alone)
 
         def holds(rate: float) -> bool:
             self.simulations += 1
-            return forecast(system, batching, rate, goal, count, seeds).holds
+            return forecast(system, batching, rate, goal, runs, whole=False).holds
 
         if not idle.holds:
             return Candidate(batching, None, idle)
         return Candidate(
             batching,
-            highest(holds, guess, step=1.1 if fine else 2.0, tolerance=0.02 if fine else 0.05),
+            highest(holds, guess, step=1.1 if fine else 2.0, tolerance=0.03 if fine else 0.05),
             idle,
         )
 

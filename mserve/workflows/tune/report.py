@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...bench.slo import Slo
-from ...bench.verdict import show
+from ...bench.verdict import Verdict, show
 from ...format import Bundle
 from ...format.serving import Serving
 from ...loader.servable import Batching
 from ...server.tables import dotted
+from .costs import SHARE_MIN
 from .curve import Curve
 from .grid import EQUAL, Candidate
 from .simulate import System
@@ -80,6 +81,10 @@ class Tuning:
         best = self.best()
         if best is not None and best.batching == self.default:
             found.append("the settings that hold without any configuration do as well as any other")
+        unstable = [c.report.seen.cpu_share for c in self.checks if c.report.verdict.code == Verdict.UNSTABLE]
+        if unstable and min(unstable) < SHARE_MIN:
+            share = f"{min(unstable):.0%} of a CPU"
+            found.append(f"the machine is busy: a real run fell behind, and this process got {share}")
         if self.threads:
             found.append(
                 "threads of a run and workers follow from the machine and the model's size: nothing to set"

@@ -11,10 +11,11 @@ from each other (the interpreter's lock, caches, memory).
 from __future__ import annotations
 
 import heapq
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -29,8 +30,6 @@ from ...tensors import Array, Signature
 
 # After so many requests, answers get their turn: as the generator has it.
 BURST = 64
-# A simulation in which so large a share waits for HOPELESS limits need not go on.
-HOPELESS, HOPELESS_SHARE = 20, 0.02
 _DRAWN = 4096
 
 Draw = Callable[[int], Sequence[float]]
@@ -87,6 +86,13 @@ class Subject:
         self.in_flight = 0
 
 
+class GiveUp(NamedTuple):
+    """When a simulation need not go on: more than `late` requests took longer than `limit_ns`."""
+
+    limit_ns: int = NEVER_NS
+    late: float = math.inf
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """Latencies in nanoseconds by request (NEVER_NS: refused), and the sizes of the batches, in order.
@@ -111,17 +117,14 @@ class Outcome:
 
 
 def simulate(
-    system: System, batching: Batching, due: Times, seed: int = 1, *, limit_ns: int = NEVER_NS
+    system: System, batching: Batching, due: Times, seed: int = 1, give_up: GiveUp | None = None
 ) -> Outcome:
-    """Send requests at their due times (rising, nanoseconds) and see when they are answered.
-
-    `limit_ns` is a latency of interest: where many requests take a multiple of it, the rest is left out.
-    """
-    return _Simulation(system, batching, due, seed, limit_ns).run()
+    """Send requests at their due times (rising, nanoseconds) and see when they are answered."""
+    return _Simulation(system, batching, due, seed, give_up or GiveUp()).run()
 
 
 class _Simulation:
-    def __init__(self, system: System, batching: Batching, due: Times, seed: int, limit_ns: int) -> None:
+    def __init__(self, system: System, batching: Batching, due: Times, seed: int, stop: GiveUp) -> None:
         limits = Limits(
             batching.max_batch_rows,
             batching.delay_ns,
@@ -141,8 +144,7 @@ class _Simulation:
         self.timer: float | None = None
         self.index: dict[int, int] = {}
         self.half = system.costs.request / 2
-        self.slow_ns = limit_ns * HOPELESS if limit_ns < NEVER_NS else float("inf")
-        self.slow_left = max(50, int(HOPELESS_SHARE * len(self.due)))
+        self.limit_ns, self.late_left = stop
         draw = random.Random(seed)
         self.drawn = [draw.random() for _ in range(_DRAWN)]
         self.at = 0
@@ -150,7 +152,7 @@ class _Simulation:
     def run(self) -> Outcome:
         """Go from event to event until everything is answered."""
         now, taken, total = -1.0, 0, len(self.due)  # the first request wakes the loop up
-        while (taken < total or self.running or self.timer is not None) and self.slow_left > 0:
+        while (taken < total or self.running or self.timer is not None) and self.late_left >= 0:
             now = self._sleep(now, self.due[taken] if taken < total else None)
             while self.running and self.running[0][0] <= now:
                 now = self._worker_done(now)
@@ -164,7 +166,7 @@ class _Simulation:
                 now = self._pump(now)
             elif taken > first:
                 now = self._pump(now)
-        hopeless = self.slow_left <= 0
+        hopeless = self.late_left < 0
         latencies = self.latencies[:taken] if hopeless else self.latencies
         return Outcome(latencies, tuple(self.rows), tuple(self.members), self.refused, hopeless)
 
@@ -240,7 +242,7 @@ class _Simulation:
             number = self.index.pop(id(entry))
             latency = now - self.due[number]
             self.latencies[number] = latency
-            self.slow_left -= latency > self.slow_ns
+            self.late_left -= latency > self.limit_ns
             members.append(number)
         self.rows.append(batch.rows)
         self.members.append(tuple(members))

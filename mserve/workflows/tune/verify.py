@@ -15,7 +15,7 @@ from ...bench.report import Report
 from ...bench.schedule import Times
 from ...bench.verdict import Load
 from ...loader.servable import Batching, load
-from .grid import SEEDS, Forecast, Goal, forecast
+from .grid import SEEDS, Forecast, Goal, Runs, forecast
 from .simulate import System
 
 # Prediction and measurement that are further apart are said to disagree.
@@ -94,7 +94,7 @@ def check(trial: Trial, system: System, batching: Batching, rate: float, goal: G
     needed_s = 1.2 * max(goal.slo.samples_needed(), samples_needed(QUANTILES[-1])) / rate
     seconds = max(trial.seconds, min(RUN_S_MAX, needed_s))
     count = min(FORECAST_MAX, max(1000, int(rate * seconds)))
-    seen = forecast(system, batching, rate, goal, count, SEEDS)
+    seen = forecast(system, batching, rate, goal, Runs(count, SEEDS))
     servable = load(trial.path, trial.device)
     target = InProcess(servable, trial.signature, trial.samples, verify=False, settings=batching)
     target.device = trial.device

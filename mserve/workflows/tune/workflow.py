@@ -16,6 +16,7 @@ from ...bench.slo import Slo
 from ...bench.targets import Ask
 from ...bench.verdict import show
 from ...errors import UsageError
+from ...format import Bundle
 from ...loader.batching_defaults import resolved
 from ...loader.servable import Batching, Servable, load
 from ...runtime.devices import CPU, checked, settled
@@ -32,9 +33,9 @@ from .verify import Check, Trial, check
 MAX_BATCH = 256
 VERIFIED = 3
 # The highest rate lies where latency is steepest; real runs are made a little below it, then lower.
-HEADROOM = (0.9, 0.75, 0.5)
-# Below such a share of a CPU, and above such a part of the limit spent on waking up, somebody must know.
-SHARE_MIN, LATE_MAX = 0.8, 0.2
+HEADROOM, LOWER, TRIES = 0.9, 0.7, 5
+# What a machine may take of the limit to wake a process up before somebody must know.
+LATE_MAX = 0.2
 # Rows at which runs with other numbers of threads are looked at.
 THREAD_SIZES = (1, 8, 64)
 Note = Callable[[str], None]
@@ -62,29 +63,21 @@ def tune(asked: Asked, note: Note = lambda text: None) -> Tuning:
     if not asked.slo.objectives:
         raise UsageError("tuning needs an objective for the latency", expected="--slo 'p99<10ms'")
     jitter, before = measure_jitter(), environment.Ticks.now()
-    samples = bundle_samples(asked.path, asked.ask).mixed(asked.ask.seed)
-    device = settled(checked(asked.ask.device or CPU))
-    servable = load(asked.path, device)
-    try:
-        measured = _measure(servable, asked, samples, note)
-    finally:
-        servable.close()
+    measured = measure(asked, note)
     goal = Goal(asked.slo, asked.arrivals, asked.ask.seed, asked.recording)
-    default = resolved(servable.serving)
     note(f"simulating for {asked.slo}, {asked.arrivals} arrivals, {measured.system.workers} worker(s)")
     search = Search(measured.system, measured.curve, goal)
-    found = search.run(default)
-    trial = Trial(asked.path, device, measured.signature, measured.samples, asked.seconds)
-    checks = _verify(trial, measured.system, goal, found, default, asked.verified, note)
+    found = search.run(measured.default)
+    checks = _verify(measured, goal, found, asked.verified, note)
     notes = [*measured.notes, *environment.disturbances(environment.interference(before, jitter))]
     return Tuning(
-        bundle=servable.bundle,
+        bundle=measured.bundle,
         slo=asked.slo,
         arrivals=asked.arrivals,
         curve=measured.curve,
         threads=measured.threads,
         system=measured.system,
-        default=default,
+        default=measured.default,
         candidates=found,
         checks=checks,
         settings=len(search.screened) or 1,
@@ -95,17 +88,32 @@ def tune(asked: Asked, note: Note = lambda text: None) -> Tuning:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What the simulation needs to know, and the requests that it was measured with."""
+    """What the simulation needs to know of a bundle, and how real runs of it are made.
 
-    signature: str
-    samples: Samples
+    `default` is how its batches close where nobody says otherwise.
+    """
+
+    bundle: Bundle
+    default: Batching
+    trial: Trial
     curve: Curve
     threads: Mapping[int, Curve]
     system: System
     notes: Sequence[str]
 
 
-def _measure(servable: Servable, asked: Asked, samples: Samples, note: Note) -> Measured:
+def measure(asked: Asked, note: Note = lambda text: None) -> Measured:
+    """Load a bundle, and measure its runs and the way to them. Raises as `tune`."""
+    samples = bundle_samples(asked.path, asked.ask).mixed(asked.ask.seed)
+    device = settled(checked(asked.ask.device or CPU))
+    servable = load(asked.path, device)
+    try:
+        return _measured(servable, device, asked, samples, note)
+    finally:
+        servable.close()
+
+
+def _measured(servable: Servable, device: str, asked: Asked, samples: Samples, note: Note) -> Measured:
     name = servable.signature(samples.requests[0].signature or asked.ask.signature)[0]
     spec = servable.signatures[name]
     samples, notes = _alike(servable, name, samples)
@@ -129,7 +137,7 @@ def _measure(servable: Servable, asked: Asked, samples: Samples, note: Note) -> 
         notes.append("requests of this signature run alone (batch_axis null): there are no batches to tune")
     if (noise := max(c.noise for c in (found, *threads.values()))) > NOISE_MAX:
         notes.append(f"the machine is busy: the same run's median has changed by {noise:.0%} meanwhile")
-    if way.share < SHARE_MIN:
+    if way.share < costs.SHARE_MIN:
         notes.append(
             f"the machine is busy: this process got {way.share:.0%} of a CPU while it had nothing but work; "
             "what follows is about such a machine: tune on a quiet one"
@@ -139,7 +147,9 @@ def _measure(servable: Servable, asked: Asked, samples: Samples, note: Note) -> 
             f"the machine is late by itself: a sleeping process wakes up {show(int(late))} late in one of "
             f"a hundred cases, of {show(limit)} that an answer may take"
         )
-    return Measured(name, samples, found, threads, system, notes)
+    trial = Trial(asked.path, device, name, samples, asked.seconds)
+    default = resolved(servable.serving)
+    return Measured(servable.bundle, default, trial, found, threads, system, notes)
 
 
 def _alike(servable: Servable, name: str, samples: Samples) -> tuple[Samples, list[str]]:
@@ -183,30 +193,24 @@ def _threads(
     return found
 
 
-def _verify(
-    trial: Trial,
-    system: System,
-    goal: Goal,
-    found: Sequence[Candidate],
-    default: Batching,
-    most: int,
-    note: Note,
-) -> list[Check]:
+def _verify(measured: Measured, goal: Goal, found: Sequence[Candidate], most: int, note: Note) -> list[Check]:
     """Real runs of the best few, and of the default settings as they are compared with."""
     tried = [c for c in found if c.rate][:most]
-    tried += [c for c in found if c.batching == default and c.rate and c not in tried]
+    tried += [c for c in found if c.batching == measured.default and c.rate and c not in tried]
     checks: list[Check] = []
     for candidate in tried:
-        for part in HEADROOM:
-            rate = _rounded((candidate.rate or 0.0) * part)
+        rate = (candidate.rate or 0.0) * HEADROOM
+        # Only the best is worth further runs where its forecast was too bright.
+        for _ in range(TRIES if candidate is tried[0] else 1):
             size, delay_ms = candidate.batching.max_batch_rows, candidate.batching.delay_ns / 1e6
+            rate = _rounded(rate)
             note(f"measuring max_batch {size}, delay {delay_ms:g} ms at {rate:g}/s")
-            checks.append(check(trial, system, candidate.batching, rate, goal))
-            # Only the best is worth further runs where its forecast was too bright.
-            if checks[-1].stopped or checks[-1].met or candidate is not tried[0]:
+            checks.append(check(measured.trial, measured.system, candidate.batching, rate, goal))
+            if checks[-1].stopped:
+                return checks
+            if checks[-1].met:
                 break
-        if checks[-1].stopped:
-            break
+            rate = min(rate * LOWER, checks[-1].report.rates.achieved * HEADROOM)
     return checks
 
 
