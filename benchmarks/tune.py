@@ -86,10 +86,8 @@ def main(seconds: float) -> None:
         good = sum(abs(e) <= AGREED for e in known)
         print(f"p99 within {AGREED:.0%}: {good} of {len(known)} runs ({len(errors) - len(known)} had none)")
         found = tune(asked)
-        runs = found.simulations
-        print(
-            f"a tuning: {runs} simulated runs, {len(found.checks)} real ones: {runs / len(found.checks):.0f} to 1"
-        )
+        runs, real = found.simulations, len(found.checks)
+        print(f"a tuning: {runs} simulated runs, {real} real ones: {runs / real:.0f} to 1")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from mserve.format.serving import Serving, read_serving
 from mserve.loader.servable import Batching, load
 from mserve.tensors import Signature, TensorSpec
 from mserve.workflows.tune import costs
-from mserve.workflows.tune.curve import QUANTILES, Curve, curve_of, measure, sizes_to
+from mserve.workflows.tune.curve import QUANTILES, Curve, crowding, curve_of, measure, sizes_to
 from mserve.workflows.tune.grid import Goal, Search, delays_ms, highest, sizes, steps
 from mserve.workflows.tune.report import toml
 from mserve.workflows.tune.simulate import System
@@ -84,6 +84,13 @@ def test_a_real_model_is_measured_as_far_as_its_runs_are_worth_it(version: Path)
     assert whole.sizes == (1, 2, 4)
     assert cut.sizes == (1, 2)
     assert all(list(t) == sorted(t) and t[0] > 0 for t in whole.times)
+    servable.close()
+
+
+def test_how_much_workers_are_in_each_others_way_is_measured(version: Path) -> None:
+    servable = load(version)
+    feeds = [dict(s.arrays) for s in bundle_samples(version, Ask()).requests]
+    assert crowding(servable, servable.signature()[0], feeds, 4, 2, 0.05) >= 1
     servable.close()
 
 

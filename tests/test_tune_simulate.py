@@ -67,6 +67,13 @@ def test_every_cost_is_counted_once() -> None:
     assert set(found.latencies.tolist()) == {20 + 300 + 4000 + MS}
 
 
+def test_workers_that_run_together_are_slower() -> None:
+    """Two requests at once: the second finds one other run, of two workers, and takes 1.5 times as long."""
+    due = np.zeros(2, np.int64)
+    found = simulate(system(takes(MS), workers=2, crowding=1.5), Batching(1), due)
+    assert found.latencies.tolist() == [MS, 3 * MS // 2]
+
+
 def test_a_short_run_is_made_on_the_loop_once_its_time_is_known() -> None:
     quick = System(SIGNATURE, [({"x": np.zeros((1, 2), np.float32)}, 1)], takes(5000), 1)
     far = Costs(handover=(100_000.0,))

@@ -11,6 +11,7 @@ import random
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,6 +26,7 @@ from ...tensors import Array
 QUANTILES = 256
 ROUNDS_MIN, ROUNDS_MAX = 12, 400
 _WARM_RUNS = 3
+TURNS = 4
 # Two halves of a measurement on a quiet machine have medians this close.
 NOISE_MAX = 0.25
 
@@ -117,6 +119,33 @@ def measure(
         for rows in order:
             samples[rows].append(_timed(batches[rows]))
     return curve_of(samples)
+
+
+def crowding(
+    servable: Servable, signature: str, feeds: Sequence[Feeds], rows: int, workers: int, budget_s: float
+) -> float:
+    """How many times as long a run takes while all workers run: 1 where they do not get in each other's way.
+
+    Means over turns of one worker and of all, so that what a slow moment does it does to both.
+    """
+    batches = [_batch(servable, signature, feeds, rows, wide=False) for _ in range(workers)]
+    turn_s = budget_s / (2 * TURNS)
+    alone: list[float] = []
+    crowded: list[float] = []
+    with ThreadPoolExecutor(workers) as threads:
+        for _ in range(TURNS):
+            alone += threads.submit(_runs, batches[0], turn_s).result()
+            crowded += [x for found in threads.map(lambda b: _runs(b, turn_s), batches) for x in found]
+    return max(1.0, (sum(crowded) / len(crowded)) / (sum(alone) / len(alone)))
+
+
+def _runs(batch: Batch, seconds: float) -> list[float]:
+    """The times of runs one after the other for so long, at least one."""
+    end = time.perf_counter() + seconds
+    found = [_timed(batch)]
+    while time.perf_counter() < end:
+        found.append(_timed(batch))
+    return found
 
 
 def _timed(batch: Batch) -> float:

@@ -21,8 +21,8 @@ from .verify import Check, disagreements
 
 SCHEMA_QUANTILES = (0.5, 0.99)
 LEFT_OUT = (
-    "the simulation and the runs leave out the network and its codecs, other models of a server, and what "
-    "its threads take from each other beyond what was measured: verify with mserve bench --spawn"
+    "the simulation and the runs leave out the network and its codecs, and other models of a server; the "
+    "simulation also what the event loop and the workers take from each other: mserve bench --spawn tells"
 )
 CURVE_COLUMNS = ("rows", "run p50", "run p99", "rows/s")
 CANDIDATE_COLUMNS = ("max_batch", "delay", "sizes", "highest rate", "idle p99")
@@ -101,6 +101,7 @@ class Tuning:
             "arrivals": self.arrivals,
             "batched": self.system.signature.batch_axis is not None,
             "workers": self.system.workers,
+            "crowding": self.system.crowding,
             "curve": _curve_json(self.curve),
             "threads": {str(n): _curve_json(c) for n, c in sorted(self.threads.items())},
             "costs": {

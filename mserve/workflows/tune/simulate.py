@@ -4,8 +4,8 @@ What the Executor does is played by its own rules: requests that are there are q
 first, then batches are closed while a worker is free or the run is short enough for the
 loop; the loop thread is one server that takes up requests, runs short batches and hands
 answers out; each worker is another. How long a run takes is drawn from the measured runs of its
-size. Left out: the network and its codecs, other models, and what threads of one process take
-from each other (the interpreter's lock, caches, memory).
+size. Left out: the network and its codecs, other models, and what the loop and the
+workers take from each other; what workers take from each other is one measured factor.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ class System:
     workers: int = 1
     wide: Draw | None = None
     inline: bool = True
+    crowding: float = 1.0
     costs: Costs = field(default_factory=Costs)
 
 
@@ -218,7 +219,9 @@ class _Simulation:
         system = self.system
         alone = len(batch.entries) == 1 and not self.running and not self.batcher
         draw = system.wide if alone and system.wide is not None else system.runs
-        run = self._pick(draw(batch.rows + batch.padding))
+        others = len(self.running) / max(1, system.workers - 1)
+        crowd = 1 + (system.crowding - 1) * others
+        run = self._pick(draw(batch.rows + batch.padding)) * crowd
         self.free -= 1
         end = now + self._pick(system.costs.handover) + run
         heapq.heappush(self.running, (end, batch.number, batch, run))

@@ -132,7 +132,10 @@ def _measured(servable: Servable, device: str, asked: Asked, samples: Samples, n
     note("measuring the way to the model and back")
     way = costs.measure(servable, name, samples, max(0.4, asked.seconds / 2))
     requests = [(x, rows_of(x, batched=batched)) for x in feeds]
-    system = System(spec, requests, found, cpu_budget(), wide, servable.predictable, way)
+    workers = cpu_budget()
+    middle = found.sizes[len(found.sizes) // 2]
+    crowd = curve.crowding(servable, name, feeds, middle, workers, seconds / 2) if workers > 1 else 1.0
+    system = System(spec, requests, found, workers, wide, servable.predictable, crowd, way)
     if not batched:
         notes.append("requests of this signature run alone (batch_axis null): there are no batches to tune")
     if (noise := max(c.noise for c in (found, *threads.values()))) > NOISE_MAX:
