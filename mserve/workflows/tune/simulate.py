@@ -63,7 +63,8 @@ class System:
 
     `requests` are inputs and rows, taken in turn. `runs` and `wide` give the run times of so many
     rows; a `wide` run has all CPUs, and None says that the model has none. `inline` tells
-    whether short runs may be made on the loop.
+    whether short runs may be made on the loop. A run takes `crowding` times as long where all
+    workers run, and in between where some do.
     """
 
     signature: Signature

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ...bench import session
@@ -14,7 +13,7 @@ from ...bench.quantiles import samples_needed
 from ...bench.report import Report
 from ...bench.schedule import Times
 from ...bench.verdict import Load
-from ...loader.servable import Batching, load
+from ...loader.servable import Batching, Servable
 from .grid import SEEDS, Forecast, Goal, Runs, forecast
 from .simulate import System
 
@@ -29,9 +28,9 @@ FORECAST_MAX = 50_000
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """Where and how real runs are made: the bundle, its requests, and how long each run is."""
+    """How real runs are made: `opened` loads the model, once for each run, which lasts so long."""
 
-    path: Path
+    opened: Callable[[], Servable]
     device: str
     signature: str
     samples: Samples
@@ -95,8 +94,7 @@ def check(trial: Trial, system: System, batching: Batching, rate: float, goal: G
     seconds = max(trial.seconds, min(RUN_S_MAX, needed_s))
     count = min(FORECAST_MAX, max(1000, int(rate * seconds)))
     seen = forecast(system, batching, rate, goal, Runs(count, SEEDS))
-    servable = load(trial.path, trial.device)
-    target = InProcess(servable, trial.signature, trial.samples, verify=False, settings=batching)
+    target = InProcess(trial.opened(), trial.signature, trial.samples, verify=False, settings=batching)
     target.device = trial.device
     base = Load(
         rate, duration_s=trial.seconds, max_warmup_s=MAX_WARMUP_S, arrivals=goal.arrivals, seed=goal.seed

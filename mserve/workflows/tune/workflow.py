@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from ...batching.form import Form
@@ -150,7 +151,7 @@ def _measured(servable: Servable, device: str, asked: Asked, samples: Samples, n
             f"the machine is late by itself: a sleeping process wakes up {show(int(late))} late in one of "
             f"a hundred cases, of {show(limit)} that an answer may take"
         )
-    trial = Trial(asked.path, device, name, samples, asked.seconds)
+    trial = Trial(partial(load, asked.path, device), device, name, samples, asked.seconds)
     default = resolved(servable.serving)
     return Measured(servable.bundle, default, trial, found, threads, system, notes)
 
