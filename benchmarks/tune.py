@@ -66,7 +66,9 @@ def network() -> onnx.ModelProto:
 
 @dataclass(eq=False)
 class Sleeper(costs.Echo):
-    """Answers as an echo does, after FIXED_S and ROW_S for each row."""
+    """Answers as an echo does, after a while; timed by the clock, since its thread does no work."""
+
+    threads: int = 2
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Any], options: Any = None) -> list[Any]:
         """Sleep and answer."""

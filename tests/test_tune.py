@@ -90,7 +90,7 @@ def test_a_real_model_is_measured_as_far_as_its_runs_are_worth_it(version: Path)
 def test_how_much_workers_are_in_each_others_way_is_measured(version: Path) -> None:
     servable = load(version)
     feeds = [dict(s.arrays) for s in bundle_samples(version, Ask()).requests]
-    assert crowding(servable, servable.signature()[0], feeds, 4, 2, 0.05) >= 1
+    assert crowding(servable, servable.signature()[0], feeds, 4, workers=2, budget_s=0.05) >= 1
     servable.close()
 
 

@@ -16,10 +16,10 @@ import numpy as np
 
 from ...bench import session
 from ...bench.in_process import InProcess
-from ...bench.inputs import Samples
 from ...bench.report import Report
 from ...bench.verdict import Load
 from ...loader.servable import Batching, Servable
+from ...readers.requests import Samples
 from ...tensors import Array
 from .curve import QUANTILES
 from .simulate import Costs

@@ -122,7 +122,7 @@ def measure(
 
 
 def crowding(
-    servable: Servable, signature: str, feeds: Sequence[Feeds], rows: int, workers: int, budget_s: float
+    servable: Servable, signature: str, feeds: Sequence[Feeds], rows: int, *, workers: int, budget_s: float
 ) -> float:
     """How many times as long a run takes while all workers run: 1 where they do not get in each other's way.
 

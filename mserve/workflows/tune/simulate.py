@@ -64,7 +64,8 @@ class System:
     `requests` are inputs and rows, taken in turn. `runs` and `wide` give the run times of so many
     rows; a `wide` run has all CPUs, and None says that the model has none. `inline` tells
     whether short runs may be made on the loop. A run takes `crowding` times as long where all
-    workers run, and in between where some do.
+    workers run, and in between where some do. `in_thread`: the Executor learns what a run's thread has
+    worked, and not how long it was kept waiting; for that the median stands.
     """
 
     signature: Signature
@@ -74,6 +75,7 @@ class System:
     wide: Draw | None = None
     inline: bool = True
     crowding: float = 1.0
+    in_thread: bool = False
     costs: Costs = field(default_factory=Costs)
 
 
@@ -239,6 +241,9 @@ class _Simulation:
         return self._pump(now) if self.batcher else now
 
     def _finish(self, batch: Batch, now: float, run: float) -> float:
+        if self.system.in_thread:
+            times = self.system.runs(batch.rows + batch.padding)
+            run = min(run, times[len(times) // 2])
         self.batcher.ran(batch, int(run))
         members = []
         for entry in batch.entries:

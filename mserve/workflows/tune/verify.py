@@ -8,12 +8,12 @@ from typing import Any
 
 from ...bench import session
 from ...bench.in_process import InProcess
-from ...bench.inputs import Samples
 from ...bench.quantiles import samples_needed
 from ...bench.report import Report
 from ...bench.schedule import Times
 from ...bench.verdict import Load
 from ...loader.servable import Batching, Servable
+from ...readers.requests import Samples
 from .grid import SEEDS, Forecast, Goal, Runs, forecast
 from .simulate import System
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from ...batching.form import Form
 from ...bench import environment
 from ...bench.bundle_inputs import bundle_samples
-from ...bench.inputs import Sample, Samples
 from ...bench.jitter import measure_jitter
 from ...bench.schedule import Times
 from ...bench.slo import Slo
@@ -20,6 +19,7 @@ from ...errors import UsageError
 from ...format import Bundle
 from ...loader.batching_defaults import resolved
 from ...loader.servable import Batching, Servable, load
+from ...readers.requests import Sample, Samples
 from ...runtime.devices import CPU, checked, settled
 from ...runtime.engines import open_engines
 from ...runtime.ort import cpu_budget, threads_max
@@ -135,8 +135,12 @@ def _measured(servable: Servable, device: str, asked: Asked, samples: Samples, n
     requests = [(x, rows_of(x, batched=batched)) for x in feeds]
     workers = cpu_budget()
     middle = found.sizes[len(found.sizes) // 2]
-    crowd = curve.crowding(servable, name, feeds, middle, workers, seconds / 2) if workers > 1 else 1.0
-    system = System(spec, requests, found, workers, wide, servable.predictable, crowd, way)
+    crowd = 1.0
+    if workers > 1:
+        crowd = curve.crowding(servable, name, feeds, middle, workers=workers, budget_s=seconds / 2)
+    system = System(
+        spec, requests, found, workers, wide, servable.predictable, crowd, servable.in_thread, way
+    )
     if not batched:
         notes.append("requests of this signature run alone (batch_axis null): there are no batches to tune")
     if (noise := max(c.noise for c in (found, *threads.values()))) > NOISE_MAX:
