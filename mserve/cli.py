@@ -31,6 +31,7 @@ COMMANDS = (
     "gc",
     "label",
     "bench",
+    "tune",
     "serve",
     "top",
     "explain",

@@ -16,7 +16,7 @@ from onnx import ModelProto, helper
 import mserve
 from mserve import errors
 from mserve.exporters.onnx_model import INLINE_BYTES
-from mserve.format import layout, metagraph, open_bundle, shards
+from mserve.format import layout, metagraph, open_bundle, serving, shards
 from mserve.format.graph import MAX_DIMS
 from mserve.sparse import Sparse
 from mserve.tensors import DTYPES, METHODS
@@ -53,13 +53,18 @@ def test_the_python_examples_run(text: str, mlp: ModelProto, base: Path) -> None
 
 
 def test_the_json_example_is_a_metagraph(text: str) -> None:
-    example, sparse = (json.loads(block) for block in blocks(text, "json"))
+    example, sparse, _ = (json.loads(block) for block in blocks(text, "json"))
     assert Sparse.from_json(sparse, DTYPES).to_json() == sparse
     proto = builders.elementwise(helper.make_node("Relu", ["x"], ["y"]))
     for key, value in example.items():
         proto.metadata_props.add(key=key, value=json.dumps(value))
     parsed = metagraph.parse(metagraph.seal(proto.SerializeToString()), "FORMAT.md")
     assert {key: json.loads(value) for key, value in parsed.props().items()} == example
+
+
+def test_the_example_of_serving_defaults_is_read(text: str) -> None:
+    *_, example = blocks(text, "json")
+    assert serving.unpack(example.encode(), "FORMAT.md") == serving.Serving(32, 1.5)
 
 
 def test_the_layout_example_is_what_export_writes(text: str, version: Path) -> None:

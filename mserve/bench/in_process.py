@@ -13,9 +13,10 @@ from ..batching.batcher import Entry, Limits
 from ..batching.executor import Executor
 from ..errors import MserveError, UsageError
 from ..front import Front, Query
+from ..loader.batching_defaults import resolved
 from ..loader.plan import ModelConfig
 from ..loader.reconciler import Model
-from ..loader.servable import BATCH_BUCKETS, Servable, load
+from ..loader.servable import BATCH_BUCKETS, Batching, Servable, load
 from ..readers.requests import Samples
 from ..runtime.devices import CPU, checked, settled
 from ..runtime.ort import cpu_budget
@@ -47,7 +48,19 @@ class InProcess:
     connections_max = 1 << 16
     device = CPU
 
-    def __init__(self, servable: Servable, signature: str, samples: Samples, *, verify: bool) -> None:
+    def __init__(
+        self,
+        servable: Servable,
+        signature: str,
+        samples: Samples,
+        *,
+        verify: bool,
+        settings: Batching | None = None,
+    ) -> None:
+        """`settings` say how batches close; without them the bundle itself, or else the defaults."""
+        if settings is None and servable.serving:
+            settings = resolved(servable.serving)
+        servable.batching = settings
         self.servable = servable
         self.samples = samples
         names = [servable.signature(s.signature or signature)[0] for s in samples.requests]

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
-from ..format import Bundle, FileRecord
+from ..errors import BundleError, MetaGraphMalformed
+from ..format import Bundle, FileRecord, layout
 from ..format.digests import file_digest, range_digest
 from ..format.graph import Weight
 from ..format.metagraph import content_digest
+from ..format.serving import read_serving
 from ..format.shards import dataset_name, storage
 from .findings import Finding
 
@@ -30,6 +32,12 @@ def digests(bundle: Bundle) -> Iterator[Finding]:
         if actual != record.sha256:
             yield Finding("file-digest", record.name, f"sha256 {record.sha256} recorded, {actual} found")
             yield from _tensors(bundle, record)
+    try:
+        read_serving(bundle)
+    except MetaGraphMalformed as error:  # what stops the version from being loaded
+        yield Finding("load", layout.SERVING_FILE, str(error))
+    except BundleError:  # found above
+        pass
 
 
 def _tensors(bundle: Bundle, record: FileRecord) -> Iterator[Finding]:

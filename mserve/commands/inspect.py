@@ -63,6 +63,8 @@ def _bundle(path: Path, *, weights: bool, graph: bool) -> dict[str, Any]:
 
 def describe(bundle: Any) -> dict[str, Any]:
     """The facts about an open bundle, as `--json` prints them."""
+    from ..format.serving import read_serving
+
     metagraph, graph = bundle.metagraph, bundle.graph
     return {
         "path": str(bundle.path),
@@ -78,6 +80,7 @@ def describe(bundle: Any) -> dict[str, Any]:
         "shards": [record.to_json() for record in metagraph.shards],
         "assets": [record.to_json() for record in metagraph.assets],
         "golden": metagraph.golden.to_json() if metagraph.golden else None,
+        "serving": read_serving(bundle).to_json() or None,
         "provenance": dict(metagraph.provenance),
     }
 
@@ -106,6 +109,7 @@ def _show(facts: dict[str, Any]) -> None:
         ("operators", _describe.operators(graph["operators"])),
         ("opsets", _describe.opsets(graph["opsets"])),
         ("golden", "recorded" if facts["golden"] else "none"),
+        ("serving", ", ".join(f"{k} {v}" for k, v in (facts["serving"] or {}).items()) or "no defaults"),
         ("source", " ".join(str(source[key]) for key in ("kind", "file") if key in source)),
         (
             "made by",

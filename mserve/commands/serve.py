@@ -109,11 +109,12 @@ def _given(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _print(config: Config, as_json: bool) -> None:
+    from ..server.bundle_defaults import with_bundles
     from ..server.config import settings
 
     for warning in config.warnings:
         _output.note(f"warning: {warning}")
-    found = settings(config)
+    found = with_bundles(config, settings(config))
     if as_json:
         entries = [
             {

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..files import read_input
+from ..format.serving import read_serving
 from ..numerics import show_bytes
 from .change import ASSETS, Change, Level
 from .model import Asset, Model
@@ -43,12 +44,21 @@ def compare(old: Model, new: Model) -> Level:
     was, now = (record.sha256[:16] if record else "none" for record in golden)
     if old.bundle and new.bundle and was != now:
         changes.append(Change("golden-changed", "golden samples", "others are recorded", was, now))
+    was, now = (_serving(m) for m in (old, new))
+    if old.bundle and new.bundle and was != now:
+        changes.append(Change("serving-changed", "serving defaults", "are others", was, now))
     for key in sorted({*old.metadata, *new.metadata}):
         was, now = old.metadata.get(key, ""), new.metadata.get(key, "")
         if was != now:
             was, now = (text[:SHOWN_CHARACTERS] or "(none)" for text in (was, now))
             changes.append(Change("metadata", key, "is another", was, now))
     return Level(ASSETS, tuple(changes), summary)
+
+
+def _serving(model: Model) -> str:
+    """What a bundle says of its batches."""
+    said = read_serving(model.bundle).to_json() if model.bundle else {}
+    return ", ".join(f"{key} {value}" for key, value in said.items()) or "none"
 
 
 def _labels(model: Model) -> set[str]:

@@ -104,6 +104,7 @@ TABLE: dict[str, Rule] = {
     "lines-changed": Rule(ASSETS, COMPATIBLE, "a vocabulary has other lines: numbers mean other words"),
     "labels-moved": Rule(ASSETS, BREAKING, "a label stands for another index of an output"),
     "golden-changed": Rule(ASSETS, NONE, "other golden samples are recorded"),
+    "serving-changed": Rule(ASSETS, NONE, "other serving defaults are recorded"),
     "metadata": Rule(ASSETS, NONE, "name, origin or other metadata"),
     # --- outputs: what is answered
     "answers-moved": Rule(OUTPUTS, COMPATIBLE, "answers differ by more than the tolerance"),

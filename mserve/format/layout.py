@@ -13,6 +13,7 @@ META_FILE = "export.meta"
 ASSETS_DIR = "assets"
 OWN_ASSETS = "assets/mserve"
 GOLDEN_FILE = "assets/mserve/golden.npz"
+SERVING_FILE = "assets/mserve/serving.json"
 TEMP_PREFIX = ".tmp-"
 MAX_VERSION = 2**63 - 1
 _SHARD = re.compile(r"export-[0-9]{5}-of-[0-9]{5}")

@@ -40,7 +40,14 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 # Entries that do not take part in the content digest: what they say may differ between
 # two exports of one model.
 _OUTSIDE_CONTENT = frozenset(
-    {"mserve.name", "mserve.provenance", "mserve.golden", "mserve.content", "mserve.sha256"}
+    {
+        "mserve.name",
+        "mserve.provenance",
+        "mserve.golden",
+        "mserve.serving",
+        "mserve.content",
+        "mserve.sha256",
+    }
 )
 
 
@@ -65,6 +72,7 @@ class MetaGraph:
     shards: tuple[FileRecord, ...]
     assets: tuple[FileRecord, ...] = ()
     golden: FileRecord | None = None
+    serving: FileRecord | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     content: str = ""
     identity: str = ""
@@ -76,7 +84,7 @@ class MetaGraph:
 
     def files(self) -> tuple[FileRecord, ...]:
         """Every file of the bundle but `export.meta`."""
-        return self.shards + self.assets + ((self.golden,) if self.golden else ())
+        return self.shards + self.assets + tuple(r for r in (self.golden, self.serving) if r)
 
     def props(self) -> dict[str, str]:
         """The metadata entries to store, without the two digests, in stored order."""
@@ -90,18 +98,20 @@ class MetaGraph:
         }
         if self.golden:
             entries["mserve.golden"] = self.golden.to_json()
+        if self.serving:
+            entries["mserve.serving"] = self.serving.to_json()
         return {k: json.dumps(v, separators=(",", ":"), ensure_ascii=False) for k, v in entries.items()}
 
 
 def seal(model: bytes) -> bytes:
     """Append the content digest and the closing self-digest to a serialised ModelProto."""
     content = content_digest(model)
-    body = model + _prop("mserve.content", json.dumps(content))
+    body = model + metadata_prop("mserve.content", content)
     return body + _TRAILER_HEAD + hashlib.sha256(body).hexdigest().encode()
 
 
 def content_digest(model: bytes | memoryview) -> str:
-    """sha256 of the stored top-level records, without provenance, golden samples and name."""
+    """sha256 of the stored top-level records, without name, provenance, golden samples, serving defaults."""
     digest = hashlib.sha256()
     for record in protobuf.fields(model):
         if record.number == METADATA_PROPS and _key_of(model, record) in _OUTSIDE_CONTENT:
@@ -133,13 +143,13 @@ def parse(data: bytes, where: object) -> MetaGraph:
         raise MetaGraphMalformed("mserve.name, .provenance or .content has the wrong type", where=where)
     if not isinstance(signatures, dict) or not signatures:
         raise MetaGraphMalformed("mserve.signatures is not an object with one entry or more", where=where)
-    golden = [_json(entries, "mserve.golden", where)] if "mserve.golden" in entries else []
     result = MetaGraph(
         name=name,
         signatures={k: Signature.from_json(v, f"{where}: signature {k}") for k, v in signatures.items()},
         shards=_records(_json(entries, "mserve.shards", where), where),
         assets=_records(_json(entries, "mserve.assets", where), where),
-        golden=_records(golden, where)[0] if golden else None,
+        golden=_one(entries, "mserve.golden", where),
+        serving=_one(entries, "mserve.serving", where),
         provenance=provenance,
         content=content,
         identity=identity,
@@ -214,8 +224,10 @@ def _key_of(data: bytes | memoryview, record: protobuf.Field) -> str:
     return read_prop(data, record)[0]
 
 
-def _prop(key: str, value: str) -> bytes:
-    pair = protobuf.encode_bytes(1, key.encode()) + protobuf.encode_bytes(2, value.encode())
+def metadata_prop(key: str, value: Any) -> bytes:
+    """The record of one entry of `metadata_props`: a value as JSON."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    pair = protobuf.encode_bytes(1, key.encode()) + protobuf.encode_bytes(2, text.encode())
     return protobuf.encode_bytes(METADATA_PROPS, pair)
 
 
@@ -228,6 +240,11 @@ def _json(entries: dict[str, str], key: str, where: object) -> Any:
         raise MetaGraphMalformed(
             "a metadata entry is not JSON", where=f"{where}: {key}", found=error
         ) from error
+
+
+def _one(entries: dict[str, str], key: str, where: object) -> FileRecord | None:
+    """The record of a file that a bundle may have."""
+    return _records([_json(entries, key, where)], where)[0] if key in entries else None
 
 
 def _records(value: Any, where: object) -> tuple[FileRecord, ...]:

@@ -57,7 +57,7 @@ class Model:
             old = {v: s for v, s in old.items() if v in self.labels.values() and v not in fresh}
         self.available = dict(sorted((old | fresh).items()))
         for servable in self.available.values():
-            servable.batching = self.config.batching
+            servable.batching = self.config.batching_of(servable.serving)
         if DEFAULT_LABEL in self.config.labels:
             self.default = self.available.get(self.labels.get(DEFAULT_LABEL, -1))
         else:

@@ -19,7 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import MserveError
+from ..format.serving import Serving
 from ..runtime.devices import CPU
+from .batching_defaults import resolved
 from .servable import NEXT, Batching, Servable, State
 from .source import Candidate, Fingerprint
 
@@ -40,7 +42,8 @@ class ModelConfig:
 
     A label is another name for a version; the label `default` answers requests that
     name neither version nor label. `batching` overrides the server's. `device` is where versions
-    run that are loaded from now on, as `--device` says it.
+    run that are loaded from now on, as `--device` says it. `configured` is what somebody has set
+    about batches, for this model or for all: it goes before what a version says of itself.
     """
 
     name: str
@@ -50,6 +53,11 @@ class ModelConfig:
     unload_first: bool = False
     batching: Batching | None = None
     device: str = CPU
+    configured: Serving = field(default_factory=Serving)
+
+    def batching_of(self, serving: Serving) -> Batching | None:
+        """How batches of a version close that says this of itself; None: as the server's do."""
+        return resolved(self.configured.over(serving)) if serving else self.batching
 
 
 @dataclass(slots=True)

@@ -24,6 +24,7 @@ from ..files import read_text
 from ..format import Bundle, open_bundle
 from ..format.golden import Golden, unpack
 from ..format.locks import Lock, acquire
+from ..format.serving import Serving, read_serving
 from ..rows import feeds, first
 from ..runtime.devices import CPU, resolve
 from ..runtime.engines import Engine, open_engines, time_limit
@@ -136,7 +137,7 @@ class Servable:
     """A loaded version: signatures, and `run`.
 
     `in_flight` counts requests that were accepted and not yet answered; `batching`
-    overrides the server's.
+    overrides the server's; `serving` is what the bundle itself says of it.
     """
 
     def __init__(self, bundle: Bundle, sessions: Mapping[str, Engine], golden: Mapping[str, Golden]) -> None:
@@ -146,6 +147,7 @@ class Servable:
         self.golden = golden
         self.in_flight = 0
         self.batching: Batching | None = None
+        self.serving = Serving()
         self.stats = Stats()
         self.plans = Plans()
         graph = bundle.graph
@@ -315,6 +317,7 @@ def load(path: str | os.PathLike[str], device: str = CPU, *, prefetch: bool = Fa
     servable = Servable(bundle, open_engines(bundle, prefetch=prefetch, cuda=cuda), _golden(bundle))
     servable.hold(lock)
     try:
+        servable.serving = read_serving(bundle)
         servable.read_labels()
         servable.warm_up()
         servable.settle_threads()
@@ -336,6 +339,7 @@ def describe(path: str | os.PathLike[str], kind: type[Kind]) -> Kind:
     servable = kind(bundle, {}, _golden(bundle))
     servable.hold(lock)
     try:
+        servable.serving = read_serving(bundle)
         servable.read_labels()
     except BaseException:
         servable.close()

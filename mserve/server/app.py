@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from urllib.parse import unquote
@@ -12,6 +13,7 @@ from .. import __version__
 from ..batching.batcher import Limits
 from ..batching.executor import Executor
 from ..errors import MethodNotAllowed, NotFound
+from ..format.serving import Serving
 from ..front import Front
 from ..loader.plan import ModelConfig, Policy
 from ..loader.reconciler import Reconciler
@@ -71,7 +73,19 @@ def _model_config(name: str, table: ModelTable, config: Config) -> ModelConfig:
         override = Batching(rows, _ms(delay_ms), allowed=allowed, preferred=preferred)
     first = table.transition == "unload-first"
     device = table.device or config.server.device
-    return ModelConfig(name, table.base_path, policy, table.labels, first, override, device)
+    return ModelConfig(
+        name, table.base_path, policy, table.labels, first, override, device, configured(name, config)
+    )
+
+
+def configured(name: str, config: Config) -> Serving:
+    """What somebody has set about a model's batches: for the model itself, or for all."""
+    table = config.models[name].batching
+    said = {f.name: getattr(table, f.name) for f in fields(table)}
+    for key in said.keys() & {f.name for f in fields(config.batching)}:
+        if said[key] is None and f"batching.{key}" in config.origins:
+            said[key] = getattr(config.batching, key)
+    return Serving(**said)
 
 
 def _limits(table: BatchingTable) -> Limits:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MserveError
+from ..format.serving import Serving
 from ..loader.model import Model
 from ..loader.plan import ModelConfig, Slot
 from ..loader.servable import Batching, Servable, State
@@ -58,6 +59,7 @@ def _model_of(name: str, model: Model) -> dict[str, Any]:
         "available": [handle_of(s) for s in model.available.values()],
         "default": handle_of(model.default),
         "batching": None if batching is None else asdict(batching),
+        "configured": model.config.configured.to_json(),
         "problem": model.problem,
         "wanted": model.wanted,
         "ended": model.ended,
@@ -83,7 +85,10 @@ def follow(models: dict[str, Model], state: Iterable[Any], held: Mapping[int, Se
     for name, entry in told.items():
         labels = entry["targets"]
         batching = _batching_of(entry["batching"])
-        config = ModelConfig(name, Path(entry["base"]), labels=labels, batching=batching)
+        configured = Serving.from_json(entry["configured"], name)
+        config = ModelConfig(
+            name, Path(entry["base"]), labels=labels, batching=batching, configured=configured
+        )
         model = models.setdefault(name, Model(config))
         model.config = config
         model.slots = {slot.version: slot for slot in _slots(entry["slots"], held)}
@@ -92,7 +97,7 @@ def follow(models: dict[str, Model], state: Iterable[Any], held: Mapping[int, Se
         model.problem, model.wanted = entry["problem"], entry["wanted"]
         found = [held[handle] for handle in entry["available"] if handle in held]
         for servable in found:
-            servable.batching = batching
+            servable.batching = config.batching_of(servable.serving)
         model.available = {servable.version: servable for servable in found}
         model.default = held.get(entry["default"])
 
