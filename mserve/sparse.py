@@ -37,7 +37,8 @@ class Sparse:
     `tensors` has the graph's inputs by role (a key of ROLES). `shape` is that of the dense
     input it stands for: rows; the number of ids (or "?", for any id) or "?" for a ragged one;
     the sizes of one entry's value. `dtype` is that of the values, int64 where a graph takes
-    ids alone. A row has at most `max_length` entries, where that is not 0.
+    ids alone. A row has at most `max_length` entries, where that is not 0. A request may leave out
+    an `optional` input, whose rows then have no entries.
     """
 
     kind: str
@@ -47,11 +48,7 @@ class Sparse:
     max_length: int = 0
     doc: str = ""
     range: tuple[float, float] | None = field(default=None)
-
-    @property
-    def optional(self) -> bool:
-        """Whether a request may leave this input out."""
-        return False
+    optional: bool = False
 
     @property
     def size(self) -> int:
@@ -73,7 +70,7 @@ class Sparse:
         return {part: f"{alias}.{part}" for part in self.parts()}
 
     def to_json(self) -> dict[str, Any]:
-        extra: dict[str, Any] = {"max_length": self.max_length, "doc": self.doc}
+        extra: dict[str, Any] = {"max_length": self.max_length, "doc": self.doc, "optional": self.optional}
         extra["range"] = list(self.range) if self.range else None
         return {
             "kind": self.kind,
@@ -102,7 +99,10 @@ class Sparse:
         if span is not None and not (isinstance(span, list) and _is_range(span)):
             raise ValueError("a range [low, high]")
         limits = (span[0], span[1]) if span else None
-        found = cls(kind, dtype, tensors, tuple(shape), longest, doc, limits)
+        optional = value.get("optional", False)
+        if type(optional) is not bool:
+            raise ValueError("optional as true or false")
+        found = cls(kind, dtype, tensors, tuple(shape), longest, doc, limits, optional)
         if problem := found.problem():
             raise ValueError(problem)
         return found

@@ -259,12 +259,16 @@ def _parts(alias: str, sparse: Sparse) -> dict[str, TensorSpec]:
         tensor = sparse.tensors.get(part, name)
         if part == VALUES:
             shape = (entries, *sparse.shape[2:])
-            default = 1 if sparse.kind == "sparse" else None
+            default: Any = 1 if sparse.kind == "sparse" else None
+            if sparse.optional and default is None:
+                default = "" if sparse.dtype == "string" else 0
             found[name] = TensorSpec(tensor, sparse.dtype, shape, sparse.doc, default, sparse.range)
         else:
             span = (0, sparse.size - 1) if part == IDS and sparse.size else None
             shape = (entries if part == IDS else sparse.shape[0],)
-            found[name] = TensorSpec(tensor, "int64", shape, range=span)
+            found[name] = TensorSpec(
+                tensor, "int64", shape, default=0 if sparse.optional else None, range=span
+            )
     return found
 
 

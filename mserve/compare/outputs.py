@@ -23,6 +23,7 @@ from ..tensors import DEFAULT_SIGNATURE, Array, Signature, dtype_of, show_shape
 from .answers import measured, moved, spread
 from .change import OUTPUTS, Change, Level
 from .child import Answers, ask
+from .converted import runnable
 from .model import SAVED_MODEL, Model
 from .signature import Pair
 
@@ -52,9 +53,13 @@ class Options:
 
 def compare(old: Model, new: Model, pairs: list[Pair], options: Options) -> Level:
     """Run both and compare. Raises InputError or UsageError for files and names that make no sense."""
-    for model in (old, new):
-        if model.kind == SAVED_MODEL:
-            return Level(OUTPUTS, skipped="a SavedModel is not run: mserve has no TensorFlow")
+    if SAVED_MODEL in (old.kind, new.kind) and not options.run:
+        return Level(OUTPUTS, skipped="a SavedModel is converted and run only when outputs are asked for")
+    with runnable(old) as one, runnable(new) as two:
+        return _compared(one, two, pairs, options)
+
+
+def _compared(old: Model, new: Model, pairs: list[Pair], options: Options) -> Level:
     requests = _requests(old, new, pairs, options)
     if not requests:
         text = f"no golden samples are recorded; {_how_to_record(new)}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from ..sparse import Sparse
 from ..tensors import ANY_DIM, Dim, Shape, Signature, TensorSpec, show_shape
 from .change import SIGNATURE, Change, Level
 from .model import Model
@@ -91,9 +92,15 @@ def _shown(one: Signature) -> str:
 
 
 def _matched(old: Ports, new: Ports) -> dict[str, str]:
-    """Ports that belong together: by name, else the only ones, or in order, of one dtype and shape."""
+    """Ports that belong together: by name, by the graph's tensor, else the only ones, or in order, of one
+    dtype and shape. (What a converter has made of a SavedModel has its tensors, and not its names.)"""
     found = {alias: alias for alias in old if alias in new}
     gone, come = [a for a in old if a not in new], [a for a in new if a not in old]
+    tensors = {_tensor(new[alias]): alias for alias in come}
+    same = {alias: tensors[key] for alias in gone if (key := _tensor(old[alias])) in tensors}
+    if len(set(same.values())) == len(same):
+        found |= same
+        gone, come = [a for a in gone if a not in same], [a for a in come if a not in same.values()]
     for alias in gone:
         kind = (old[alias].dtype, _open(old[alias].shape))
         alike = [a for a in come if (new[a].dtype, _open(new[a].shape)) == kind]
@@ -101,6 +108,11 @@ def _matched(old: Ports, new: Ports) -> dict[str, str]:
         if len(alike) == len(rivals):
             found[alias] = alike[rivals.index(alias)]
     return found
+
+
+def _tensor(port: TensorSpec | Sparse) -> object:
+    """The graph's tensor of a dense port; what nothing equals for a sparse one."""
+    return (port.name, port.dtype, _open(port.shape)) if isinstance(port, TensorSpec) else object()
 
 
 def _signature(one: Signature, two: Signature, pair: Pair, *, same_kind: bool) -> Iterator[Change]:

@@ -39,6 +39,10 @@ MODULES = (
     "torch_factory",
     "skops_model",
     "sklearn_model",
+    "saved_model",
+    "session_bundle",
+    "metagraph",
+    "keras_model",
 )
 
 
@@ -117,7 +121,8 @@ def missing(kind: Kind) -> list[str]:
 
 def _is_installed(module: str) -> bool:
     try:
-        return find_spec(module) is not None
+        spec = find_spec(module)
+        return spec is not None and spec.origin is not None  # a bare directory is not the package
     except (ImportError, ValueError):
         return False
 

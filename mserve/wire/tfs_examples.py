@@ -78,10 +78,10 @@ def _rows(alias: str, port: Sparse, examples: Sequence[Features], context: Featu
     """A sparse input's rows.
 
     As TensorFlow's parsers have it, an example without the feature has no entries; but where
-    no example has it, somebody has spelt it otherwise. Raises RequestError.
+    no example has it, somebody has spelt it otherwise, unless the input is optional. Raises RequestError.
     """
     rows = [_row({**context, **example}, alias, port) for example in examples]
-    if all(row is None for row in rows):
+    if all(row is None for row in rows) and not port.optional:
         names = [name for part, name in port.names(alias).items() if part != LENGTHS]
         raise RequestError(
             f"no example has a feature for {alias!r}",
