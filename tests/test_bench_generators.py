@@ -209,9 +209,9 @@ def test_generators_and_server_are_kept_apart_where_there_are_processors() -> No
     apart = place(2, [0, 1, 2, 3])
     assert apart.generators == (frozenset({0}), frozenset({1}))
     assert apart.server == frozenset({2, 3})
-    assert not apart.shared
+    assert apart.own == frozenset({0, 1})
     assert place(2, [0, 1]).generators == (ANY, ANY)
-    assert place(2, [0, 1]).shared
+    assert place(2, [0, 1]).own == place(2, [0, 1]).server == ANY
 
 
 def test_the_command_with_two_generators(mlp_file: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from mserve.bench.glance import glance
 from mserve.bench.outfiles import OutFiles
 from mserve.bench.quantiles import NEVER_NS
 from mserve.bench.recorder import INTERRUPTED, OK, PENDING, UNFINISHED
+from mserve.bench.reload import Side, Swaps, Window
 from mserve.bench.report import Report
 from mserve.bench.result import Result
 from mserve.bench.search import Probe, Search
@@ -34,6 +36,7 @@ from mserve.bench.svg import linear, logarithmic, nines
 from mserve.bench.verdict import Load, Measurement
 from mserve.errors import EnvironmentProblem, UsageError
 
+SIDE = Side(0, 0, ())
 EVIL = '<script>alert("x")</script>&\x1b[31m'
 SERVER = {
     "requests": 2000,
@@ -42,6 +45,7 @@ SERVER = {
     "inline_share": 0.5,
     "mean_run_ms": 1.5,
     "mean_queue_ms": 0.7,
+    "phases_ms": {"compute": 1.5},
     "batch_rows": [
         {"rows_max": 1, "batches": 300},
         {"rows_max": 8, "batches": 200},
@@ -231,9 +235,7 @@ class Page(HTMLParser):
 
 def test_the_page_stands_alone_and_escapes_what_others_wrote() -> None:
     outcomes = assertions.check(assertions.parse(["p99<1us"]), report())
-    text = html.page(
-        Result([report()]), {"command": EVIL, "cpu": "x"}, [EVIL], outcomes, [(1.0, 1.2, "1 to 2")]
-    )
+    text = html.page(Result([report()]), {"command": EVIL, "cpu": "x"}, [EVIL], outcomes)
     page = Page(text)
     assert page.open == []
     assert "script" not in page.tags
@@ -243,8 +245,21 @@ def test_the_page_stands_alone_and_escapes_what_others_wrote() -> None:
     assert 'alert("x")' in page.text
     assert page.tags.count("svg") == 3
     assert "prefers-color-scheme: dark" in text
-    for word in ("corrected", "uncorrected", "does not hold", "Environment", "pass: p99=50ms", "1 to 2"):
+    for word in ("corrected", "uncorrected", "does not hold", "Environment", "pass: p99=50ms"):
         assert word in page.text
+
+
+def test_swaps_are_marked_where_they_were() -> None:
+    """Two windows of a run of 2 s: at 0.5 s and at 1 s, a tenth of a second each."""
+    found = report(np.full(2000, 5.0))
+    windows = tuple(Window(at * MS, (at + 100) * MS, True) for at in (500, 1000))
+    swapped = replace(found, seen=replace(found.seen, swaps=Swaps(windows, SIDE, SIDE)))
+    text = html.page(Result([swapped]), {})
+    bands = re.findall(r'<rect class="band" x="([\d.]+)" y="\d+" width="([\d.]+)"', text)
+    assert [float(width) for _, width in bands] == pytest.approx([672 / 20] * 2, rel=0.01)
+    assert float(bands[1][0]) - float(bands[0][0]) == pytest.approx(672 / 4, rel=0.01)
+    assert "swap</span>" in text
+    assert "band" not in re.findall(r'class="(\w+)"', html.page(Result([found]), {}))
 
 
 def test_the_page_of_a_search_shows_the_curve() -> None:

@@ -9,12 +9,31 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bench_tools import MS, bench_json, phase_of, refused, run_bench
+import trustme
+from bench_targets_tools import opened
+from bench_tools import MS, FakeServer, at_once, bench_json, phase_of, refused, run_bench
 from server_tools import Running, serving
 
 import mserve
-from mserve.bench.reload import BasePath, Reload, Repository, Swap, Window, judged, open_publisher, windows
+from mserve.bench.endpoint import Endpoint, locate, parse_url
+from mserve.bench.publishers import BasePath, Repository, open_publisher
+from mserve.bench.reload import Reload, Swap, Window, judged, windows
 from mserve.errors import EnvironmentProblem, InputError, UsageError
+
+GUARDED = """
+[server]
+port = 0
+grpc_port = 0
+admin = true
+[tls]
+cert = "{folder}/server.pem"
+key = "{folder}/server.pem"
+[auth]
+tokens = "{folder}/clients"
+admin_tokens = "{folder}/admins"
+[models.mnist]
+base_path = "{base}"
+"""
 
 
 @pytest.fixture
@@ -127,22 +146,78 @@ def test_what_cannot_be_published_is_said(base: Path, tmp_path: Path) -> None:
         BasePath(tmp_path / "nothing")
     with pytest.raises(InputError, match="not a version's directory"):
         BasePath(base, [tmp_path / "nothing"])
-    with pytest.raises(UsageError, match="by HTTP"):
-        Repository("grpc://h:1", "m", "load")
     with pytest.raises(UsageError, match="needs a server"):
-        open_publisher(str(base), (), {"kind": "in process"})
+        open_publisher(str(base), (), opened(base / "00000001"))
     with pytest.raises(UsageError, match="for a base path"):
-        open_publisher("load", [base], {"kind": "url", "url": "http://h", "model": "m"})
+        open_publisher("load", [base], FakeTarget(parse_url("http://h")[0]))
 
 
-def test_the_api_is_called(server: Running) -> None:
+class FakeTarget(FakeServer):
+    """A target that only says where it is."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        super().__init__(at_once)
+        self.endpoint = endpoint
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_the_api_is_called(scheme: str, server: Running) -> None:
+    url = server.url if scheme == "http" else f"grpc://127.0.0.1:{server.grpc_port}"
     for word in ("load", "cycle"):
-        publisher = open_publisher(word, (), {"kind": "url", "url": server.url, "model": "mnist"})
-        swap = publisher.publish()
+        swap = open_publisher(word, (), opened(url)).publish()
         assert swap.begin_ns < swap.done_ns
         assert server.version("mnist") == "1"
-    with pytest.raises(EnvironmentProblem, match="status 404"):
-        Repository(server.url, "other", "load").publish()
+    text = {"http": "status 404", "grpc": "NOT_FOUND"}[scheme]
+    with pytest.raises(EnvironmentProblem, match=text):
+        Repository(locate(parse_url(url)[0]), "other", "load").publish()
+
+
+@pytest.mark.parametrize("scheme", ["https", "grpcs"])
+def test_the_api_is_called_behind_tls_with_a_token(scheme: str, base: Path, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost", "127.0.0.1")
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    certificate.private_key_and_cert_chain_pem.write_to_path(tmp_path / "server.pem")
+    for name in ("clients", "admins"):
+        (tmp_path / name).write_text(f"{name}-0123456789\n")
+    (tmp_path / "mserve.toml").write_text(GUARDED.format(base=base, folder=tmp_path))
+    with serving(f"--config={tmp_path / 'mserve.toml'}", tmp_path / "log", ready=False) as running:
+        running.wait_until(lambda: "available" in running.log())
+        port = running.grpc_port if scheme == "grpcs" else running.port
+        url = f"{scheme}://localhost:{port}/{'' if scheme == 'grpcs' else 'v1/models/'}mnist"
+        trust = ("--ca", tmp_path / "ca.pem")
+        rhythm = ("--qps", 100, "--duration", 1.5, "--during-reload", "load", "--reload-every", 0.4)
+        [report] = bench_json(url, *trust, "--token-file", tmp_path / "admins", *rhythm)["reports"]
+        assert report["swaps"]["problem"] is None
+        assert report["swaps"]["seen"] == report["swaps"]["swaps"] > 0
+        [report] = bench_json(url, *trust, "--token-file", tmp_path / "clients", *rhythm)["reports"]
+        assert "forbids the call" in report["swaps"]["problem"]
+
+
+@pytest.mark.parametrize("protocol", ["tfs", "grpc"])
+@pytest.mark.parametrize("where", ["load", "base"])
+def test_a_server_of_our_own_is_reloaded(where: str, protocol: str, base: Path) -> None:
+    """It is started so that it can be: with --admin, or with the policy that takes the newest."""
+    rhythm = ("--during-reload", base if where == "base" else where, "--reload-every", 0.5)
+    load = ("--qps", 100, "--duration", 2.5, "--protocol", protocol)
+    [report] = bench_json(base / "00000001", "--spawn", *load, *rhythm)["reports"]
+    assert report["swaps"]["problem"] is None
+    assert report["swaps"]["seen"] > 0
+    assert (len(report["versions"]) > 1) == (where == "base")
+    assert sorted(path.name for path in base.iterdir()) == ["00000001"]
+
+
+def test_a_server_of_our_own_looks_at_one_base_path(base: Path, tmp_path: Path) -> None:
+    elsewhere = opened_error(base / "00000001", tmp_path)
+    assert "looks elsewhere" in elsewhere
+    BasePath(base).publish()
+    assert "after the newest one" in opened_error(base / "00000001", base)
+
+
+def opened_error(bundle: Path, reload: Path) -> str:
+    with pytest.raises(UsageError) as error:
+        opened(bundle, spawn=True, reload=str(reload))
+    return str(error.value)
 
 
 @pytest.mark.parametrize("generators", [1, 2])
@@ -168,5 +243,6 @@ def test_a_server_that_refuses_to_reload(base: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     rows = dict(line.split("\t", 1) for line in done.stdout.splitlines() if "\t" in line)
     assert rows["swaps"] == "0"
-    assert "does not reload" in rows["swapping ended"]
+    assert "forbids the call" in rows["swapping ended"]
+    assert "--admin" in rows["swapping ended"]
     assert refused(base, "--qps", 10, "--during-reload", base).returncode == 2

@@ -17,8 +17,8 @@ from bench_tools import bench_json, command, eventually, run_bench
 
 import mserve
 from mserve.bench.codecs import CODECS
+from mserve.bench.placement import EVERYWHERE, cpus, place
 from mserve.bench.recorder import OK
-from mserve.bench.spawn import split_cpus
 from mserve.errors import EnvironmentProblem, UsageError
 
 QUICK = ("--duration", 0.3, "--warmup", 0.1)
@@ -59,12 +59,13 @@ def test_a_server_is_started_for_each_protocol_and_stopped(protocol: str, bundle
 
 
 def test_client_and_server_have_cpus_of_their_own(bundle: Path) -> None:
-    own, others = split_cpus()
-    target = opened(bundle, spawn=True)
+    placement = place(1, cpus())
+    target = opened(bundle, spawn=True, placement=placement)
     try:
         facts = target.describe()["spawned"]
+        own, others = placement.own, placement.server
         assert facts["cpus"] == {"generator": sorted(own), "server": sorted(others)}
-        if own:
+        if placement != EVERYWHERE:
             assert os.sched_getaffinity(0) == own
             assert os.sched_getaffinity(facts["process"]) == others
             assert not own & others
@@ -80,7 +81,10 @@ def test_the_command_reports_the_server_and_its_end(bundle: Path) -> None:
     )
     assert "the server stopped with exit code 0" in done.stderr
     [report] = bench_json(bundle, "--spawn", *QUICK)["reports"]
-    assert report["target"]["spawned"]["process"] > 0
+    spawned = report["target"]["spawned"]
+    assert spawned["process"] > 0
+    assert not set(spawned["cpus"]["generator"]) & set(spawned["cpus"]["server"])
+    assert bool(spawned["cpus"]["server"]) == (len(cpus()) > 1)
     assert report["server"]["batches"] > 0
 
 

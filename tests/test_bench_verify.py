@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
+import re
+import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -217,12 +220,19 @@ def test_a_server_that_gives_wrong_results_fails_the_run(tmp_path: Any) -> None:
     }
     np.savez(tmp_path / "x.npz", x=np.array([1, 2], np.float32))
     with grpcio_server(methods) as server:
-        done = run_bench(
+        line = (
             f"{server.url}/m", "--verify", "--inputs", tmp_path / "x.npz",
             *("--qps", 200, "--duration", 0.5, "--warmup", 0.2),
         )  # fmt: skip
-    assert "failed: wrong result" in done.stdout, done.stdout + done.stderr
+        done = run_bench(*line, "--junit", tmp_path / "j.xml", "--slo", "errors=99%")
+        document = run_bench(*line, "--json")
+    assert (done.returncode, document.returncode) == (1, 1), done.stdout + done.stderr
+    assert "failed: wrong result" in done.stdout
     assert "expected 1.0, found 2.0" in done.stdout
+    assert re.search(r"warning: \d+ of \d+ answers are wrong: output 'y'.* found 2.0", done.stderr)
+    assert "answers are wrong" in json.loads(document.stdout)["notes"][0]
+    [failure] = ET.parse(tmp_path / "j.xml").findall("testcase[@classname='verify']/failure")
+    assert "answers are wrong" in failure.attrib["message"]
 
 
 def test_a_bundle_in_process_is_verified(mlp_file: Any, tmp_path: Any) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..errors import UsageError
-from .report import Report, milliseconds
+from .quantiles import milliseconds
+from .report import Report
 from .slo import UNITS_NS
 
 EXPECTED = "p99<10ms, mean<5ms, max<1s, qps>500, goodput>400, errors<0.1%, batch>2 or queue<1ms"

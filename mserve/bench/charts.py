@@ -54,8 +54,8 @@ def _curve(ascending: Any, n: int) -> list[tuple[float, float]]:
     return [(1 / share, float(ascending[rank])) for share, rank in points]
 
 
-def course(report: Report, swaps: Sequence[tuple[float, float, str]] = ()) -> str:
-    """Median, p99 and maximum in windows over the run; `swaps` are (start, end, text) in seconds."""
+def course(report: Report, swaps: Sequence[tuple[float, float]] = ()) -> str:
+    """Median, p99 and maximum in windows over the run; `swaps` are (start, end) in seconds."""
     recorder = report.seen.phase.recorder
     used = recorder.outcome[: recorder.count] == OK
     due = recorder.intended[: recorder.count][used]
@@ -73,8 +73,8 @@ def course(report: Report, swaps: Sequence[tuple[float, float, str]] = ()) -> st
         logarithmic("latency", max(1e-3, float(answered.min())), float(answered.max()), milliseconds_text),
         "Latency over time",
     )
-    for start, end, text in swaps:
-        chart.band(start, end, text)
+    for start, end in swaps:
+        chart.band(start, end)
     for p, kind in ((1.0, "fourth"), (0.99, "third"), (0.5, "first")):
         values = [float(part[max(0, int(np.ceil(p * len(part))) - 1)]) for part in parts]
         chart.line(list(zip(middles, values, strict=True)), kind)

@@ -136,7 +136,8 @@ def unreachable(endpoint: Endpoint, error: Exception) -> EnvironmentProblem:
 def refused_entry(endpoint: Endpoint, forbidden: bool, found: object) -> MserveError:
     """The server does not let this client in."""
     if forbidden:
-        return Forbidden("the server forbids the call", where=endpoint.url, found=found)
+        hint = "what changes a server of ours needs its --admin, and the administrators' token if it has one"
+        return Forbidden("the server forbids the call", where=endpoint.url, found=found, hint=hint)
     what = "the server does not know the token" if endpoint.token else "the server asks for a token"
     hint = "--token-file FILE: a file with one of the tokens that the server was given"
     return Unauthenticated(what, where=endpoint.url, found=found, hint=hint)

@@ -43,10 +43,10 @@ def csv(reports: Sequence[Report]) -> Iterator[str]:
 def junit(reports: Sequence[Report], outcomes: Sequence[Outcome]) -> str:
     """A test case for each measurement and for each assertion.
 
-    A missed objective or assertion is a failure, a run without a result an error, and one
-    that proved nothing counts as skipped.
+    A missed objective or assertion and a wrong answer are failures, a run without a result is
+    an error, and one that proved nothing counts as skipped.
     """
-    cases = [_case(report) for report in reports]
+    cases = [case for report in reports for case in (_case(report), *_verified(report))]
     for outcome in outcomes:
         body = "" if outcome.holds else _element("failure", str(outcome))
         cases.append(f"  <testcase classname={_text('assert')} name={_text(outcome.text)}>{body}</testcase>")
@@ -67,6 +67,13 @@ def _case(report: Report) -> str:
         f"  <testcase classname={_text('measurement')} name={_text(str(report.load))} "
         f'time="{seconds:.3f}">{_element(tag, text) if tag else ""}</testcase>'
     )
+
+
+def _verified(report: Report) -> Iterator[str]:
+    """A case of its own where answers were compared with what is expected."""
+    if report.target.get("verified"):
+        body = _element("failure", wrong) if (wrong := report.wrong()) else ""
+        yield f"  <testcase classname={_text('verify')} name={_text(str(report.load))}>{body}</testcase>"
 
 
 def _element(tag: str, message: str) -> str:

@@ -24,12 +24,14 @@ OIP = "inference.GRPCInferenceService"
 TFS = "tensorflow.serving.PredictionService"
 
 
-def ask(endpoint: Endpoint, method: str, asked: Any, answer: str) -> tuple[int, Any]:
+def ask(
+    endpoint: Endpoint, method: str, asked: Any, answer: str, timeout_s: float = ASK_TIMEOUT_S
+) -> tuple[int, Any]:
     """Call "service/method" with a message; returns the status, and the message named `answer` or a text.
 
     Raises EnvironmentProblem: not reached, or no gRPC; Unauthenticated, Forbidden.
     """
-    code, body, text = _exchange(endpoint, method, asked.SerializeToString())
+    code, body, text = _exchange(endpoint, method, asked.SerializeToString(), timeout_s)
     if code in (STATUS["UNAUTHENTICATED"], STATUS["PERMISSION_DENIED"]):
         raise refused_entry(endpoint, code == STATUS["PERMISSION_DENIED"], text)
     if code != OK:
@@ -42,10 +44,11 @@ def ask(endpoint: Endpoint, method: str, asked: Any, answer: str) -> tuple[int, 
         raise unknown_protocol(endpoint, method, f"no {answer}: {str(error)[:80]}") from error
 
 
-def _exchange(endpoint: Endpoint, method: str, body: bytes) -> tuple[int, bytes, str]:
+def _exchange(endpoint: Endpoint, method: str, body: bytes, timeout_s: float) -> tuple[int, bytes, str]:
     """One call on a connection of its own: status, what came as DATA, message."""
     try:
         with closing(_connect(endpoint)) as link:
+            link.settimeout(timeout_s)
             return _unary(endpoint, link, method, body)
     except ssl.SSLCertVerificationError as error:
         raise unreachable(endpoint, error) from error

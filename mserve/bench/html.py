@@ -75,9 +75,8 @@ def page(
     environment: Mapping[str, Any],
     notes: Sequence[str] = (),
     outcomes: Sequence[Outcome] = (),
-    swaps: Sequence[tuple[float, float, str]] = (),
 ) -> str:
-    """The whole page. `swaps` are the times (start, end, text) in seconds at which versions changed."""
+    """The whole page."""
     shown = result.headline() or (result.reports[-1] if result.reports else None)
     parts = [_header(result, shown, environment)]
     if outcomes:
@@ -86,7 +85,7 @@ def page(
     if len(result.reports) > 1:
         parts.append(_rates(result))
     if shown is not None:
-        parts += _charts(shown, swaps)
+        parts += _charts(shown)
         parts.append(_section("Percentiles", _percentiles(shown)) if shown.percentiles() else "")
         parts.append(_section("Measurement", _table(("fact", "value"), map(_cells, facts(shown)))))
         notes = [*notes, *shown.notes()]
@@ -141,7 +140,8 @@ def _numbers(report: Report) -> str:
     return f'<div class="numbers">{body}</div>'
 
 
-def _charts(report: Report, swaps: Sequence[tuple[float, float, str]]) -> list[str]:
+def _charts(report: Report) -> list[str]:
+    swaps = report.seen.swaps.spans() if report.seen.swaps else []
     course_key = _COURSE_KEY if swaps else _COURSE_KEY[:3]
     found = (
         ("Latency distribution", distribution(report), _DISTRIBUTION_KEY),

@@ -45,6 +45,7 @@ class InProcess:
     """A servable behind a Front, asked by this process."""
 
     shares_loop = True
+    endpoint = None
     connections_max = 1 << 16
     device = CPU
 

@@ -15,30 +15,42 @@ PAGE_BYTES_MAX = 256 << 20
 
 def get(endpoint: Endpoint, path: str) -> tuple[int, bytes]:
     """Status and body of a page. Raises EnvironmentProblem; Unauthenticated, Forbidden."""
+    return _ask(endpoint, "GET", path, None, ASK_TIMEOUT_S)
+
+
+def post(endpoint: Endpoint, path: str, body: bytes, timeout_s: float) -> tuple[int, bytes]:
+    """Status and body of the answer to some JSON. Raises what `get` raises."""
+    return _ask(endpoint, "POST", path, body, timeout_s)
+
+
+def _ask(
+    endpoint: Endpoint, method: str, path: str, body: bytes | None, timeout_s: float
+) -> tuple[int, bytes]:
     connection: http.client.HTTPConnection
     tls = endpoint.tls()
     if tls is not None:
-        connection = http.client.HTTPSConnection(
-            endpoint.host, endpoint.port, timeout=ASK_TIMEOUT_S, context=tls
-        )
+        connection = http.client.HTTPSConnection(endpoint.host, endpoint.port, timeout=timeout_s, context=tls)
     else:
-        connection = http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=ASK_TIMEOUT_S)
+        connection = http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=timeout_s)
+    headers = {"User-Agent": "mserve-bench", **dict(endpoint.headers)}
+    if body is not None:
+        headers["Content-Type"] = "application/json"
     try:
-        connection.request("GET", path, headers={"User-Agent": "mserve-bench", **dict(endpoint.headers)})
+        connection.request(method, path, body, headers)
         response = connection.getresponse()
-        status, body = response.status, response.read(PAGE_BYTES_MAX)
+        status, answer = response.status, response.read(PAGE_BYTES_MAX)
     except ssl.SSLCertVerificationError as error:
         raise unreachable(endpoint, error) from error
     except (http.client.HTTPException, ConnectionResetError, ssl.SSLError, ValueError) as error:
         found = f"{type(error).__name__}: {str(error)[:60]!r}"
-        raise unknown_protocol(endpoint, f"GET {path}", found) from error
+        raise unknown_protocol(endpoint, f"{method} {path}", found) from error
     except OSError as error:
         raise unreachable(endpoint, error) from error
     finally:
         connection.close()
     if status in (401, 403):
         raise refused_entry(endpoint, status == 403, f"status {status}")
-    return status, body
+    return status, answer
 
 
 def page(endpoint: Endpoint, path: str) -> tuple[int, dict[str, Any] | None]:

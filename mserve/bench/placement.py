@@ -22,9 +22,12 @@ class Placement:
     server: frozenset[int] = ANY
 
     @property
-    def shared(self) -> bool:
-        """Whether client and server compete for CPUs."""
-        return not self.server
+    def own(self) -> frozenset[int]:
+        """All CPUs of the generators together."""
+        return ANY.union(*self.generators)
+
+
+EVERYWHERE = Placement((ANY,))
 
 
 def cpus() -> list[int]:

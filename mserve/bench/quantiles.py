@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +49,23 @@ class Percentile:
     low_ns: int | None = None
     high_ns: int | None = None
     effective: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As `--json` prints it; None where nothing can be said."""
+        return {
+            "p": self.p,
+            "value_ms": milliseconds(self.value_ns),
+            "low_ms": milliseconds(self.low_ns),
+            "high_ms": milliseconds(self.high_ns),
+            "effective_samples": self.effective,
+            "refused": f"needs {self.needed} samples" if self.value_ns is None else None,
+            "unanswered": self.value_ns == NEVER_NS,
+        }
+
+
+def milliseconds(ns: int | None) -> float | None:
+    """Nanoseconds as milliseconds; None for nothing and for never."""
+    return None if ns is None or ns == NEVER_NS else ns / 1e6
 
 
 def samples_needed(p: float) -> int:

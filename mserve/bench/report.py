@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from .quantiles import NEVER_NS, Ints, Percentile, nearest_rank, percentile_of_series
+from .quantiles import NEVER_NS, Ints, Percentile, milliseconds, nearest_rank, percentile_of_series
 from .recorder import (
     INTERRUPTED,
     OK,
+    WRONG,
     Rates,
     Recorder,
     closed_rates,
@@ -110,6 +111,14 @@ class Report:
             {"class": outcome_name(o), "count": n, "message": messages.get(o, "")} for o, n in counts.items()
         ]
 
+    def wrong(self) -> str:
+        """How many answers `--verify` found wrong, in the warm-up too, with one's fault; "" if none."""
+        phases = [phase for phase in (self.seen.phase, self.seen.warmup) if phase is not None]
+        count = sum(phase.recorder.errors().get(WRONG, 0) for phase in phases)
+        fault = next((phase.messages[WRONG] for phase in phases if WRONG in phase.messages), "")
+        asked = sum(phase.recorder.count for phase in phases)
+        return f"{count:,} of {asked:,} answers are wrong: {fault}" if count else ""
+
     def notes(self) -> list[str]:
         """What a reader must know beside the numbers."""
         return _notes(self)
@@ -173,7 +182,7 @@ class Report:
             "samples": len(ascending),
             "mean_ms": _mean_ms(ascending),
             "max_ms": milliseconds(int(ascending[-1])),
-            "percentiles": [_percentile_json(p) for p in quoted],
+            "percentiles": [p.to_json() for p in quoted],
         }
 
     def _in_flight(self) -> float:
@@ -268,24 +277,6 @@ def _warmup_json(seen: Measurement) -> dict[str, Any] | None:
         "failed": recorder.count - recorder.ok(),
         "end": seen.warmup_end or None,
     }
-
-
-def _percentile_json(found: Percentile) -> dict[str, Any]:
-    refused = found.value_ns is None
-    return {
-        "p": found.p,
-        "value_ms": milliseconds(found.value_ns),
-        "low_ms": milliseconds(found.low_ns),
-        "high_ms": milliseconds(found.high_ns),
-        "effective_samples": found.effective,
-        "refused": f"needs {found.needed} samples" if refused else None,
-        "unanswered": found.value_ns == NEVER_NS,
-    }
-
-
-def milliseconds(ns: int | None) -> float | None:
-    """Nanoseconds as milliseconds; None for nothing and for never."""
-    return None if ns is None or ns == NEVER_NS else ns / 1e6
 
 
 def facts(report: Report) -> list[tuple[str, str]]:

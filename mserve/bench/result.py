@@ -46,10 +46,13 @@ class Result:
     def exit_code(self, *, asserted: bool, strict: bool = False) -> int:
         """0, or 130: interrupted, 4: the server is gone, 1: nothing worked or nothing met the objectives.
 
-        An INCONCLUSIVE result is 0; `strict` makes it 1, and INVALID, UNSTABLE and ERRORS too.
+        Wrong answers are 1, whatever the objectives say. An INCONCLUSIVE result is 0; `strict`
+        makes it 1, and INVALID, UNSTABLE and ERRORS too.
         """
         if self.stopped:
             return 130 if self.stopped == INTERRUPTED else EnvironmentProblem.exit_code
+        if self.wrong():
+            return 1
         if self.search is not None:
             return 0 if self.search.rate is not None else 1
         if self.scenario is not None and not self.scenario.valid:
@@ -61,6 +64,10 @@ class Result:
         if asserted and not accepted & codes:
             return 1
         return int(strict and not asserted and not codes <= set(GOOD))
+
+    def wrong(self) -> str:
+        """What `--verify` found wrong, first of all; "" if nothing."""
+        return next((text for report in self.reports if (text := report.wrong())), "")
 
     def warnings(self) -> list[str]:
         """What did not decide the exit code, and somebody should know all the same."""

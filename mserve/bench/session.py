@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,7 +28,7 @@ from .engine import Engine, Local
 from .fleet import Fleet
 from .job import Job
 from .load_job import load_job, scenario_job
-from .placement import ANY, Placement
+from .placement import EVERYWHERE, Placement
 from .quantiles import grows_throughout
 from .recorder import INTERRUPTED, Phase, Recorder, closed_rates
 from .reload import Reload
@@ -65,7 +64,7 @@ EXTENSIONS = (1.0, 2.0)
 class Means:
     """How the load is made: by which generators, and from which recorded arrival times."""
 
-    placement: Placement = field(default_factory=lambda: Placement((ANY,)))
+    placement: Placement = EVERYWHERE
     recording: Times | None = None
     reload: Reload | None = None
 
@@ -142,12 +141,10 @@ class Session:
         return self.result
 
     def _make_engine(self) -> Engine:
-        """This process, or several; the processor that is set apart for one is taken by this one."""
+        """This process, or several."""
         cpus = self._means.placement.generators
         if len(cpus) > 1:
             return Fleet(self.target.description(), self.target.versions, cpus)
-        if cpus[0]:
-            os.sched_setaffinity(0, cpus[0])
         return Local(self.target)
 
     def _interrupt(self) -> None:

@@ -21,12 +21,14 @@ from typing import Any
 import orjson
 
 from ..errors import EnvironmentProblem, UsageError
-from ..format import open_bundle
+from ..format import layout, open_bundle
 from .bundle_inputs import bundle_samples
 from .client import Connection
 from .codecs import CODECS
 from .endpoint import locate, parse_url
 from .pages import get
+from .placement import Placement
+from .reload import WORDS
 from .server_view import Counters
 from .targets import Ask, Connector, Target
 from .url_target import UrlTarget, open_url
@@ -42,12 +44,11 @@ _GRPC = re.compile(r"^  gRPC on [^\n]+?:(\d+)$", re.MULTILINE)
 class Child:
     """A server process, from its start to its exit code."""
 
-    def __init__(self, bundle: Path, flags: Sequence[str], cpus: frozenset[int]) -> None:
-        self.cpus = cpus
+    def __init__(self, config: bytes, flags: Sequence[str], cpus: frozenset[int]) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="mserve-bench-")
         folder = Path(self._folder.name)
         self._log = folder / "log"
-        (folder / "serve.toml").write_bytes(_config(bundle))
+        (folder / "serve.toml").write_bytes(config)
         where = ["--config", str(folder / "serve.toml"), "--port", "0", "--grpc-port", "0"]
         bound = ["-m", "mserve.runtime.children", str(os.getpid()), ",".join(map(str, sorted(cpus)))]
         command = [sys.executable, *bound, "serve", *where, *flags]
@@ -105,33 +106,41 @@ class Child:
         return code
 
 
-def _config(bundle: Path) -> bytes:
-    """A configuration of one version of one model; JSON's strings are TOML's."""
+def configuration(bundle: Path, reload: str = "") -> bytes:
+    """A configuration of one version of one model; JSON's strings are TOML's.
+
+    Where new versions are to be published (`reload` is then a path), it is of the newest one.
+    Raises BundleError, or UsageError where the bundle is not the newest one then.
+    """
     opened = open_bundle(bundle)
     path = opened.path.resolve()
     name = orjson.dumps(opened.metagraph.name or path.parent.name)
     base = orjson.dumps(str(path.parent))
-    return b"[models.%b]\nbase_path = %b\nversions = [%d]\n" % (name, base, opened.version)
+    head = b"[models.%b]\nbase_path = %b\n" % (name, base)
+    if not reload or reload in WORDS:
+        return head + b"versions = [%d]\n" % opened.version
+    if Path(reload).resolve() != path.parent:
+        raise UsageError(
+            "the server that bench starts looks elsewhere",
+            expected=f"--during-reload {path.parent}", found=reload,
+        )  # fmt: skip
+    if (newest := max(layout.versions(path.parent))) != opened.version:
+        raise UsageError(
+            "new versions are published after the newest one", expected=f"version {newest}", found=str(path)
+        )
+    return head
 
 
 def _ready(url: str) -> bool:
     return get(locate(parse_url(url)[0]), "/readyz")[0] == 200
 
 
-def split_cpus() -> tuple[frozenset[int], frozenset[int]]:
-    """The CPUs that this process may use, for itself and for the server; none where there is only one."""
-    if not hasattr(os, "sched_getaffinity"):
-        return frozenset(), frozenset()
-    cpus = sorted(os.sched_getaffinity(0))
-    half = len(cpus) // 2
-    return (frozenset(cpus[:half]), frozenset(cpus[half:])) if half else (frozenset(), frozenset())
-
-
 def open_spawned(bundle: Path, ask: Ask) -> Target:
     """Start a server of a bundle, find out how to ask it. Raises MserveError, and leaves nothing running."""
     samples = bundle_samples(bundle, ask)
-    own, others = split_cpus()
-    child = Child(bundle, ask.serve_flags, others)
+    placement = ask.placement
+    flags = [*ask.serve_flags, *(["--admin"] if ask.reload in WORDS else [])]
+    child = Child(configuration(bundle, ask.reload), flags, placement.server)
     try:
         scheme, port, grpc_port = child.ports()
         if ask.protocol in CODECS and CODECS[ask.protocol].method:
@@ -143,14 +152,14 @@ def open_spawned(bundle: Path, ask: Ask) -> Target:
     except BaseException:
         child.stop()
         raise
-    ask.note(f"started a server: {url}, process {child.pid}, {_named(others)}")
-    if own:
-        os.sched_setaffinity(0, own)
-    return Spawned(child, target, own, ask.note)
+    ask.note(f"started a server: {url}, process {child.pid}, {_named(placement.server)}")
+    if placement.own:
+        os.sched_setaffinity(0, placement.own)
+    return Spawned(child, target, placement, ask.note)
 
 
 def _named(cpus: frozenset[int]) -> str:
-    return f"CPUs {', '.join(map(str, sorted(cpus)))}" if cpus else "on the same CPU as the client"
+    return f"CPUs {', '.join(map(str, sorted(cpus)))}" if cpus else "on the same CPUs as the client"
 
 
 class Spawned:
@@ -159,15 +168,16 @@ class Spawned:
     shares_loop = False
 
     def __init__(
-        self, child: Child, target: UrlTarget, own: frozenset[int], note: Callable[[str], None]
+        self, child: Child, target: UrlTarget, placement: Placement, note: Callable[[str], None]
     ) -> None:
-        self._child, self._target, self._own, self._note = child, target, own, note
+        self._child, self._target, self._placement, self._note = child, target, placement, note
+        self.endpoint = target.endpoint
         self.versions = target.versions
         self.connections_max = target.connections_max
 
     def describe(self) -> dict[str, Any]:
         """Facts for the report."""
-        cpus = {"generator": sorted(self._own), "server": sorted(self._child.cpus)}
+        cpus = {"generator": sorted(self._placement.own), "server": sorted(self._placement.server)}
         return self._target.describe() | {"spawned": {"process": self._child.pid, "cpus": cpus}}
 
     async def start(self) -> None:

@@ -101,13 +101,12 @@ class Chart:
                 f'width="{width:.1f}" height="{max(0.0, zero - top):.1f}"/>'
             )
 
-    def band(self, start: float, end: float, text: str) -> None:
-        """A part of the x axis that stands out, with a text at its top."""
+    def band(self, start: float, end: float) -> None:
+        """A part of the x axis that stands out."""
         left, right = self._x(start), max(self._x(end), self._x(start) + 1.5)
         self._parts.append(
             f'<rect class="band" x="{left:.1f}" y="{_TOP}" width="{right - left:.1f}" '
             f'height="{HEIGHT - _TOP - _BOTTOM}"/>'
-            f'<text class="mark" x="{left + 4:.1f}" y="{_TOP + 12}">{escape(text)}</text>'
         )
 
     def level(self, y: float, text: str) -> None:

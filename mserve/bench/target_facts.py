@@ -21,6 +21,6 @@ def target_rows(target: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _cpus(cpus: Mapping[str, list[int]]) -> str:
     if not cpus["server"]:
-        return "on the only CPU, which it shares with the generator"
+        return "on CPUs that it shares with the generator"
     server, generator = (", ".join(map(str, cpus[who])) for who in ("server", "generator"))
     return f"on CPUs {server}; the generator on CPUs {generator}"

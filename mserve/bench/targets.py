@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .client import Connection
+from .endpoint import Endpoint
+from .placement import EVERYWHERE, Placement
 from .server_view import Counters
 
 DISTINCT = 16
@@ -17,7 +19,8 @@ DISTINCT = 16
 class Ask:
     """What the command line says about the requests, the server, and where a bundle runs: all optional.
 
-    `rows` is 0 where it does not say. `inputs` is a file, a bundle, or the word golden.
+    `rows` is 0 where it does not say. `inputs` is a file, a bundle, or the word golden. With
+    `spawn`, the server runs where `placement` puts it, and can do the `reload` of `--during-reload`.
     """
 
     model: str = ""
@@ -34,6 +37,8 @@ class Ask:
     verify: bool = False
     spawn: bool = False
     serve_flags: tuple[str, ...] = ()
+    placement: Placement = EVERYWHERE
+    reload: str = ""
     note: Callable[[str], None] = lambda text: None
 
 
@@ -52,6 +57,10 @@ class Target(Connector, Protocol):
 
     # Client and server run on one event loop, so that one's work delays the other.
     shares_loop: bool
+
+    @property
+    def endpoint(self) -> Endpoint | None:
+        """Where it listens; None in this process."""
 
     def description(self) -> Connector:
         """The part of the target that another process needs, once `start` was called: it can be pickled.

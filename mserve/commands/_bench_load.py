@@ -67,6 +67,7 @@ ReloadEvery = Annotated[
     float, typer.Option(help="Seconds between the swaps of --during-reload.", min=0.05, max=3600)
 ]
 RELOAD_EVERY_S = 2.0
+URL, SPAWN, IN_PROCESS = "url", "spawn", "in process"
 Scenario = Annotated[
     str | None,
     typer.Option(
@@ -146,12 +147,13 @@ class Plan:
 
     def session(self, target: Target, slo: Slo | None, progress: Callable[[str], None]) -> Session:
         """A session on a target. Raises UsageError or InputError."""
-        from ..bench.reload import Reload, open_publisher
+        from ..bench.publishers import open_publisher
+        from ..bench.reload import Reload
         from ..bench.session import Session
 
         means, options = self.means, self.options
         if options.during_reload is not None:
-            publisher = open_publisher(options.during_reload, options.publish or (), target.describe())
+            publisher = open_publisher(options.during_reload, options.publish or (), target)
             means = replace(means, reload=Reload(publisher, options.reload_every))
         return Session(target, self.load, slo, progress, means)
 
@@ -167,11 +169,14 @@ class Plan:
         return parse_concurrency(self.options.concurrency)
 
 
-def plan(options: LoadOptions, load: Load, rates: list[float], slo: Slo | None, *, in_process: bool) -> Plan:
-    """Work out recording, scenario and generators. Raises UsageError or InputError."""
+def plan(options: LoadOptions, load: Load, rates: list[float], slo: Slo | None, where: str) -> Plan:
+    """Work out recording, scenario and generators. `where` is URL, SPAWN or IN_PROCESS.
+
+    Raises UsageError or InputError.
+    """
     load, recording = _recording(options.replay, load)
     load, rules = _rules(options, load, slo)
-    placed = _placement(options.generators, load, in_process=in_process)
+    placed = _placement(options.generators, load, max(rates, default=load.rate), where)
     from ..bench.session import Means
 
     if recording is not None and load.rate is not None:
@@ -219,20 +224,21 @@ def _recording(replay: str | None, load: Load) -> tuple[Load, Times | None]:
     return replace(load, rate=len(due) / span_s, duration_s=span_s, arrivals=f"replay of {replay}"), due
 
 
-def _placement(generators: int | None, load: Load, *, in_process: bool) -> Placement:
+def _placement(generators: int | None, load: Load, rate: float | None, where: str) -> Placement:
+    """The CPUs of the generators, as many as the highest rate takes, and of a server of our own."""
     from ..bench import placement
 
-    if in_process and generators not in (None, 1):
-        raise UsageError("a bundle in this process has one generator", hint="measure a server's URL")
-    if load.scenario in ("single-stream", "multi-stream") and generators not in (None, 1):
-        raise UsageError("a stream comes from one generator", found=f"--generators {generators}")
-    if load.arrivals.startswith("replay") and generators not in (None, 1):
-        raise UsageError("a recording is replayed by one generator", found=f"--generators {generators}")
-    if load.arrivals.startswith("replay"):
-        generators = 1
+    alone = {
+        "a bundle in this process has one generator; measure a server's URL": where == IN_PROCESS,
+        "a stream comes from one generator": load.scenario in ("single-stream", "multi-stream"),
+        "a recording is replayed by one generator": load.arrivals.startswith("replay"),
+    }
+    why = next((text for text, holds in alone.items() if holds), "")
+    if why and generators not in (None, 1):
+        raise UsageError(why, found=f"--generators {generators}", hint="leave out --generators")
     cpus = placement.cpus()
-    count = generators or (1 if in_process else placement.generators_for(load.rate, len(cpus)))
-    return placement.place(count, cpus) if count > 1 else placement.Placement((placement.ANY,))
+    count = generators or (1 if why else placement.generators_for(rate, len(cpus)))
+    return placement.place(count, cpus) if count > 1 or where == SPAWN else placement.EVERYWHERE
 
 
 def _rules(options: LoadOptions, load: Load, slo: Slo | None) -> tuple[Load, Rules | None]:

@@ -85,7 +85,9 @@ def finish(
         if r is not None
         for o in check(wanted.assertions, r)
     ]
-    notes = [*result.warnings(), *disturbances(stamp.get("interference") or {})]
+    wrong = result.wrong()
+    notes = [*([wrong] if wrong else []), *result.warnings()]
+    notes += disturbances(stamp.get("interference") or {})
     if wanted.as_json:
         document = {"environment": dict(stamp), **result.to_json(), "notes": notes}
         _output.emit_json("bench", document | {"assertions": [_assertion_json(o) for o in outcomes]})

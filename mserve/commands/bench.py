@@ -74,9 +74,13 @@ def command(
     load = options.load(rates, duration or default_s, searching=searching)
     load = replace(load, timeout_s=timeout, seed=seed)
     session.check(load, rates)
-    in_process = "://" not in target and not asked.spawn
-    loads = _bench_load.plan(options, load, rates, objectives, in_process=in_process)
-    plan = Plan(target, asked.ask(seed), loads, objectives, searching)
+    where = _bench_load.SPAWN if asked.spawn else _bench_load.IN_PROCESS
+    where = _bench_load.URL if "://" in target else where
+    loads = _bench_load.plan(options, load, rates, objectives, where)
+    ask = replace(asked.ask(seed), placement=loads.means.placement, reload=options.during_reload or "")
+    if options.replay is not None and ask.inputs is None:
+        ask = replace(ask, inputs=_bench_load.parse_replay(options.replay)[0])  # its own requests
+    plan = Plan(target, ask, loads, objectives, searching)
     demands = assertions.parse(asserts or [])
     wanted = _bench_report.Wanted(as_json, strict, demands, report, csv, hdr, junit)
     other = _bench_against.Asked(against, against_device, margin, tuple(metric or ()), rounds, aa, force)
