@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mserve.bench.evidence import level_of_look
 from mserve.bench.paired import (
     INCONCLUSIVE,
+    LEVEL,
     OK,
     REGRESSION,
     bootstrap,
@@ -19,7 +21,6 @@ from mserve.bench.paired import (
     hodges_lehmann,
     holm,
     judge,
-    level_of_look,
     noise_floor,
     signed_rank,
     unpaired,
@@ -115,7 +116,7 @@ def test_looking_until_decided_is_not_more_often_wrong() -> None:
         rounds = simulated(rng, 0.0, 36)
         for look, n in enumerate((12, 24, 36)):
             part = {name: values[:n] for name, values in rounds.items()}
-            if verdict(judge(part, 0.0, level_of_look(look))) == REGRESSION:
+            if verdict(judge(part, 0.0, level_of_look(look, LEVEL / 2))) == REGRESSION:
                 wrong += 1
                 break
     assert wrong <= 8  # 60 at 5 %: more than eight in one of a hundred such tests

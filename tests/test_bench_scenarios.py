@@ -12,9 +12,10 @@ from bench_tools import ANSWER, MS, Behaviour, bench_json, fake_server, phase_of
 from server_tools import serving
 
 import mserve
+from mserve.bench.evidence import over_allowed
 from mserve.bench.load_job import scenario_job
 from mserve.bench.recorder import OK, Phase
-from mserve.bench.scenario import SCENARIOS, Rules, judged, over_allowed
+from mserve.bench.scenario import SCENARIOS, Rules, judged
 from mserve.bench.session import Session
 from mserve.bench.verdict import Load
 

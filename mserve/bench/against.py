@@ -30,17 +30,17 @@ import numpy as np
 
 from ..errors import FindingError, UsageError
 from .driver import Driver, Pool
-from .evidence import at_most
+from .evidence import at_most, level_of_look
 from .job import Job
 from .loops import driver
 from .paired import (
     INCONCLUSIVE,
+    LEVEL,
     OK,
     REGRESSION,
     Metric,
     false_positives,
     judge,
-    level_of_look,
     noise_floor,
     verdict,
 )
@@ -231,7 +231,7 @@ class _Comparing:
             await self._round(bool(rng.integers(2)), number, part_s, offered_s)
             over = time.monotonic() + seconds > end
             if over or number + 1 in options.looks:
-                level = level_of_look(look)
+                level = level_of_look(look, LEVEL / 2)
                 result.metrics = judge(result.rounds, options.margin, level, options.margins)
                 self._decide(level)
                 look += 1

@@ -21,9 +21,9 @@ import numpy as np
 LEVEL = 0.01
 
 
-def level_of_look(look: int) -> float:
-    """The level that look number `look` (from 0) may spend; the sum over all looks is below 2 * LEVEL."""
-    return LEVEL / 2.0**look
+def level_of_look(look: int, first: float = LEVEL) -> float:
+    """The level that look number `look` (from 0) may spend; the sum over all looks is below 2 * `first`."""
+    return first / 2.0**look
 
 
 @lru_cache(maxsize=1024)
@@ -59,6 +59,21 @@ def early_stopping_needed(over: int, p: float, level: float = LEVEL) -> int:
         else:
             low = middle
     return high
+
+
+def over_allowed(n: int, p: float) -> int:
+    """How many of n requests may exceed a limit that holds for the p-quantile; -1: n is too small.
+
+    The largest k with P(Bin(n, 1 - p) <= k) <= LEVEL.
+    """
+    low, high = -1, n
+    while high - low > 1:
+        middle = (low + high) // 2
+        if at_most(middle, n, 1 - p) <= LEVEL:
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 def proves(n: int, over: int, p: float, level: float = LEVEL) -> bool | None:

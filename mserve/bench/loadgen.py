@@ -21,6 +21,7 @@ from .scenario import Rules
 from .targets import Connector
 
 _SAMPLES = 1024
+_FASTER = 0.25
 _STREAM = re.compile(r"Early stopping [\d.]+th percentile estimate: (\d+)")
 _RATE = re.compile(r"^(?:Completed s|S)amples per second\s*: ([\d.]+)", re.MULTILINE)
 _BROKEN = re.compile(r"^ +(.+?) satisfied *: NO$", re.MULTILINE)
@@ -85,8 +86,12 @@ class SystemUnderTest:
         self._pool.close()
 
 
-async def drive(target: Connector, rules: Rules, rate: float | None, connections: int) -> dict[str, Any]:
-    """Run a scenario through LoadGen; its figures. Raises EnvironmentProblem without the library."""
+async def drive(target: Connector, rules: Rules, expected: float | None, connections: int) -> dict[str, Any]:
+    """Run a scenario through LoadGen; its figures. Raises EnvironmentProblem without the library.
+
+    `expected` is what our own run found, as `Outcome.value`: LoadGen plans its queries by it. For
+    the server scenario it is the rate to offer.
+    """
     try:
         import mlperf_loadgen as library
     except ImportError:
@@ -102,7 +107,7 @@ async def drive(target: Connector, rules: Rules, rate: float | None, connections
         logs.log_output.copy_summary_to_stdout = False
         logs.enable_trace = False
         try:
-            settings = _settings(library, rules, rate)
+            settings = _settings(library, rules, expected)
             await asyncio.to_thread(library.StartTestWithLogSettings, sut, samples, settings, logs)
         finally:
             library.DestroyQSL(samples)
@@ -115,7 +120,7 @@ async def drive(target: Connector, rules: Rules, rate: float | None, connections
 def _nothing(*_: Any) -> None: ...
 
 
-def _settings(library: Any, rules: Rules, rate: float | None) -> Any:
+def _settings(library: Any, rules: Rules, expected: float | None) -> Any:
     s, name = library.TestSettings(), rules.scenario.name
     s.scenario = {
         "single-stream": library.TestScenario.SingleStream,
@@ -128,11 +133,16 @@ def _settings(library: Any, rules: Rules, rate: float | None) -> Any:
     s.min_query_count = rules.queries
     s.multi_stream_samples_per_query = rules.scenario.samples
     if name == "server":
-        s.server_target_qps = rate
+        s.server_target_qps = expected
         s.server_target_latency_ns = rules.bound_ns
         s.server_target_latency_percentile = rules.percentile
-    elif name == "offline" and rate:
-        s.offline_expected_qps = rate
+    elif name == "offline" and expected:
+        s.offline_expected_qps = expected
+    elif expected:
+        # LoadGen makes up as many queries as fit its shortest time at this latency, and no more: a
+        # target that turns out faster than that would be asked for too short a time.
+        s.single_stream_expected_latency_ns = int(expected * _FASTER)
+        s.multi_stream_expected_latency_ns = int(expected * _FASTER)
     return s
 
 

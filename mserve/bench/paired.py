@@ -55,11 +55,6 @@ class Metric:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
-def level_of_look(look: int) -> float:
-    """What look number `look` (from 0) may spend of LEVEL: a half, a quarter, and so on."""
-    return LEVEL / 2.0 ** (look + 1)
-
-
 def judge(
     rounds: Mapping[str, Sequence[float]],
     margin: float,

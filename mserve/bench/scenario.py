@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UsageError
+from .evidence import over_allowed
 from .quantiles import NEVER_NS, Ints, interval_ranks, nearest_rank
 from .recorder import OK, Phase
 from .verdict import show
@@ -184,15 +185,6 @@ def _figure(rules: Rules, ascending: Ints, seconds: float) -> _Figure:
     most = f"at most {allowed:,} may" if allowed >= 0 else "too few queries to say anything"
     text = f"{over:,} of {n:,} took over {show(rules.bound_ns)}, {most}; p{100 * p:g} {seen}"
     return n / seconds if n else None, None, None, [text]
-
-
-def over_allowed(n: int, p: float) -> int:
-    """How many of n queries may be slower than a bound that holds for the p-quantile; -1: n is too small.
-
-    The largest t with P(Bin(n, 1 - p) <= t) <= 1 %.
-    """
-    rank = interval_ranks(n, 1 - p, _TWO_SIDED)[0] if n else None
-    return (rank or 0) - 1
 
 
 def _notes(rules: Rules) -> tuple[str, ...]:

@@ -273,8 +273,8 @@ class Session:
             from .loadgen import drive
 
             self._progress("the same by MLPerf's LoadGen")
-            rate = self.load.rate or outcome.value
-            self.result.loadgen = await drive(self.target, rules, rate, self.load.concurrency)
+            expected = self.load.rate or outcome.value
+            self.result.loadgen = await drive(self.target, rules, expected, self.load.concurrency)
 
     # the search
 
