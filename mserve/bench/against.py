@@ -45,7 +45,7 @@ from .paired import (
     verdict,
 )
 from .quantiles import nearest_rank
-from .recorder import INTERRUPTED, Phase, closed_rates
+from .recorder import CONNECTION, INTERRUPTED, UNFINISHED, UNSENT, Phase, closed_rates
 from .schedule import schedule
 from .session import run
 from .targets import Target
@@ -60,6 +60,7 @@ _PART_REQUESTS = 25
 _OFFERED_REQUESTS = 300
 _OFFERED_SHARE = 0.4
 _ERRORS_LEVEL = 0.001
+_NO_ANSWER = {CONNECTION, UNSENT, UNFINISHED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +251,8 @@ class _Comparing:
         together = await self._closed(side, self.options.concurrency, max(0.2, self.options.warmup_s / 2))
         if not alone.recorder.ok() or not together.recorder.ok():
             why = next(iter((alone.messages | together.messages).values()), "no answer")
+            if alone.recorder.errors().keys() | together.recorder.errors().keys() <= _NO_ANSWER:
+                raise _Stopped(f"{side.name}: the server is gone: {why}")
             raise FindingError(f"every request to {side.name} failed", found=why[:200])
         side.latency_s = nearest_rank(np.sort(alone.recorder.latencies()), 0.5) / 1e9
         side.capacity = closed_rates(together.recorder).ok

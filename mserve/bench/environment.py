@@ -56,7 +56,7 @@ def stamp(arguments: Sequence[str], seed: int | None = None, target: str = "") -
         "command": shlex.join(["mserve", *arguments]),
         "seed": seed,
         "network": network(target),
-        "client_loop": "uvloop" if "uvloop" in sys.modules else "asyncio",
+        "client_loop": "asyncio" if sys.platform == "win32" else "uvloop",
     }
 
 

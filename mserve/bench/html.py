@@ -13,7 +13,7 @@ from .assertions import Outcome
 from .charts import batches, course, curve, distribution
 from .report import Report, facts
 from .result import Result
-from .verdict import Verdict, show
+from .verdict import Verdict, interval, show
 
 _TONES = {
     Verdict.PASS: "good",
@@ -47,6 +47,7 @@ header { border-left: 6px solid var(--tone); }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 5px 12px 5px 0; border-bottom: 1px solid var(--rule);
   vertical-align: top; overflow-wrap: anywhere; }
+td:first-child { white-space: nowrap; overflow-wrap: normal; }
 th { color: var(--soft); font-weight: 500; font-size: 13px; } td.word { color: var(--tone); }
 svg { width: 100%; height: auto; display: block; } svg text { fill: var(--soft); font-size: 11.5px; }
 .grid { stroke: var(--rule); fill: none; } .line { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
@@ -178,9 +179,8 @@ def _percentiles(report: Report) -> str:
         if found.value_ns is None:
             rows.append(_cells((name, f"needs {found.needed:,} samples", "", "", "")))
             continue
-        interval = f"{show(found.low_ns)} to {show(found.high_ns)}"
         worth = "-" if found.effective is None else f"{found.effective:,}"
-        rows.append(_cells((name, show(found.value_ns), interval, show(uncorrected.value_ns), worth)))
+        rows.append(_cells((name, show(found.value_ns), interval(found), show(uncorrected.value_ns), worth)))
     return _table(("", "latency", "95 % interval", "uncorrected", "independent samples"), rows)
 
 
@@ -194,9 +194,16 @@ def _stamp(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
     for key, value in environment.items():
         if value in (None, [], ""):
             continue
-        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-        rows.append((key.replace("_", " "), text))
+        rows.append((key.replace("_", " "), _fact(value)))
     return rows
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name.replace('_', ' ')} {_fact(one)}" for name, one in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_fact, value))
+    return f"{value:.4g}" if isinstance(value, float) and value < 1e4 else str(value)
 
 
 def _key(entries: Sequence[tuple[str, str]]) -> str:

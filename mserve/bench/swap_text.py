@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .quantiles import Percentile
 from .reload import Side, Swaps
-from .verdict import show
+from .verdict import interval, show
 
 
 def swap_facts(swaps: Swaps, *, quotable: bool) -> list[tuple[str, str]]:
@@ -29,4 +29,4 @@ def _percentile(found: Percentile) -> str:
     name = f"p{100 * found.p:g}"
     if found.value_ns is None:
         return f"{name} needs {found.needed} samples"
-    return f"{name} {show(found.value_ns)} ({show(found.low_ns)} to {show(found.high_ns)})"
+    return f"{name} {show(found.value_ns)} ({interval(found)})"

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .quantiles import NEVER_NS, grows_throughout, nearest_rank
+from .quantiles import NEVER_NS, Percentile, grows_throughout, nearest_rank
 from .recorder import Phase, Rates, Recorder, lag_p99, outcome_name
 from .reload import Swaps
 from .slo import FAIL, INCONCLUSIVE, PASS, Slo, Tally, decide, outcome, tally
@@ -172,6 +172,13 @@ def _falls_behind(recorder: Recorder, rates: Rates) -> Verdict | None:
     elif grows_throughout(recorder.latencies()):
         why = "latency grew from beginning to end"
     return Verdict(Verdict.UNSTABLE, f"offered load above capacity: {why}") if why else None
+
+
+def interval(found: Percentile) -> str:
+    """A percentile's confidence interval for people."""
+    if found.low_ns is None and found.high_ns is None:
+        return "run too short"
+    return f"{show(found.low_ns)} to {show(found.high_ns)}"
 
 
 def show(ns: int | None) -> str:

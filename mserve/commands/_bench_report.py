@@ -156,11 +156,12 @@ def show(result: Result) -> None:
 
 def _show_report(report: Report) -> None:
     from ..bench.report import facts
+    from ..bench.verdict import interval
     from ..bench.verdict import show as time
 
     _output.table(("fact", "value"), facts(report))
     rows = [
-        (f"p{100 * c.p:g}", time(c.value_ns), f"{time(c.low_ns)} to {time(c.high_ns)}", time(u.value_ns))
+        (f"p{100 * c.p:g}", time(c.value_ns), interval(c), time(u.value_ns))
         if c.value_ns is not None
         else (f"p{100 * c.p:g}", f"needs {c.needed} samples", "", "")
         for c, u in report.percentiles()

@@ -152,7 +152,8 @@ class Plan:
         """The circumstances, before anything is loaded."""
         from ..bench import environment
 
-        return environment.stamp(sys.argv[1:], self.load.seed, self.target) | {"started": time.time()}
+        found = environment.stamp(sys.argv[1:], self.load.seed, self.target) | {"started": time.time()}
+        return found | ({"network": "loopback"} if self.ask.spawn else {})
 
     def open(self) -> Target:
         """The target, ready to be measured."""
