@@ -84,9 +84,12 @@ def measuring(*arguments: object) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.mark.parametrize("mode", [*MODES, "spawned", "spawned search", "in process"])
 def test_ctrl_c_prints_what_there_is_and_leaves_nothing(mode: str, server: Running, bundle: Path) -> None:
-    kind, _, rest = mode.partition(" ")
-    options = {"spawned": ("--spawn", *MODES[rest or "closed"]), "in": MODES["closed"]}.get(kind)
-    line = (server.url, *MODES[mode]) if options is None else (bundle, *options)
+    own = {
+        "spawned": (bundle, "--spawn", *MODES["closed"]),
+        "spawned search": (bundle, "--spawn", *MODES["search"]),
+        "in process": (bundle, *MODES["open"]),
+    }
+    line = own[mode] if mode in own else (server.url, *MODES[mode])
     with measuring(*line) as process:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)

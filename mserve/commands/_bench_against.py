@@ -124,7 +124,7 @@ def finish(found: Comparison, stamp: Mapping[str, Any], *, as_json: bool) -> int
         _output.note("warning: INCONCLUSIVE: neither is proven; use a larger --margin, or a quieter machine")
     if found.options.aa:
         check_margin(found)
-        return 130 if found.code == "stopped" else 0
+        return found.exit_code() if found.code == "stopped" else 0
     return found.exit_code()
 
 

