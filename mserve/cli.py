@@ -18,6 +18,7 @@ import typer
 
 from . import __version__
 from .commands import _output
+from .commands._options import Grouped
 from .errors import EnvironmentProblem, MserveError
 
 COMMANDS = (
@@ -65,7 +66,7 @@ def build() -> typer.Typer:
     )
     app.callback()(_root)
     for name in COMMANDS:
-        app.command(name)(importlib.import_module(f"mserve.commands.{name}").command)
+        app.command(name, cls=Grouped)(importlib.import_module(f"mserve.commands.{name}").command)
     return app
 
 

@@ -19,21 +19,43 @@ if TYPE_CHECKING:
     from ..bench.targets import Target
     from ..bench.verdict import Load
 
+COMPARISON = "Comparison with another, B"
+
 Against = Annotated[
     str | None,
     typer.Option(
-        metavar="B", help="Compare with a bundle, a URL or a stored --json result: exit 1 if slower."
+        metavar="B",
+        help="Compare with a bundle, a URL or a stored --json result: exit 1 if slower.",
+        rich_help_panel=COMPARISON,
     ),
 ]
-AgainstDevice = Annotated[str, typer.Option(help="Where B runs, if it is a bundle and not where A does.")]
-Margin = Annotated[str, typer.Option(help="By how much the other may be slower and still be OK.")]
+AgainstDevice = Annotated[
+    str,
+    typer.Option(help="Where B runs, if it is a bundle and not where A does.", rich_help_panel=COMPARISON),
+]
+Margin = Annotated[
+    str, typer.Option(help="By how much the other may be slower and still be OK.", rich_help_panel=COMPARISON)
+]
 Metrics = Annotated[
     list[str] | None,
-    typer.Option("--metric", help="What decides: p10, p50, p99, throughput, cpu (all); repeatable."),
+    typer.Option(
+        "--metric",
+        help="What decides: p10, p50, p99, throughput, cpu (all); repeatable.",
+        rich_help_panel=COMPARISON,
+    ),
 ]
-Rounds = Annotated[int, typer.Option(help="Rounds of a comparison, at most.", min=6, max=10_000)]
-AA = Annotated[bool, typer.Option("--aa", help="Compare the target with itself: this machine's noise.")]
-Force = Annotated[bool, typer.Option("--force", help="Use a baseline from another environment.")]
+Rounds = Annotated[
+    int, typer.Option(help="Rounds of a comparison, at most.", min=6, max=10_000, rich_help_panel=COMPARISON)
+]
+AA = Annotated[
+    bool,
+    typer.Option(
+        "--aa", help="Compare the target with itself: this machine's noise.", rich_help_panel=COMPARISON
+    ),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Use a baseline from another environment.", rich_help_panel=COMPARISON)
+]
 MARGIN = "5%"
 ROUNDS = 48
 ROUNDS_MIN = 6

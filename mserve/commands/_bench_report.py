@@ -19,33 +19,64 @@ if TYPE_CHECKING:
     from ..bench.report import Report
     from ..bench.result import Result
 
+LOAD = "How the load is made"
+DEMANDS = "What the result must be"
+OUTPUT = "What is left behind"
+
 Qps = Annotated[
     str | None,
     typer.Option(
         metavar="[RATE|LO:HI:STEP]",
         help="Open loop: a rate, a sweep of rates, or, without a value, "
         "the search for the highest rate that meets the objectives.",
+        rich_help_panel=LOAD,
     ),
 ]
 Duration = Annotated[
-    float | None, typer.Option(help="Seconds to measure (5; probes: 2).", min=0.01, max=86_400)
+    float | None,
+    typer.Option(help="Seconds to measure (5; probes: 2).", min=0.01, max=86_400, rich_help_panel=LOAD),
 ]
 Objectives = Annotated[
     list[str] | None,
-    typer.Option(metavar="EXPR", help="p99=50ms, errors=0.1%: exit 1 if missed; repeatable."),
+    typer.Option(
+        metavar="EXPR", help="p99=50ms, errors=0.1%: exit 1 if missed; repeatable.", rich_help_panel=DEMANDS
+    ),
 ]
 Timeout = Annotated[
-    float, typer.Option(help="Seconds to wait for answers after the last request.", min=0.01, max=86_400)
+    float,
+    typer.Option(
+        help="Seconds to wait for answers after the last request.", min=0.01, max=86_400, rich_help_panel=LOAD
+    ),
 ]
-Strict = Annotated[bool, typer.Option("--strict", help="INCONCLUSIVE, INVALID and UNSTABLE are exit 1 too.")]
+Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict", help="INCONCLUSIVE, INVALID and UNSTABLE are exit 1 too.", rich_help_panel=DEMANDS
+    ),
+]
 Asserts = Annotated[
     list[str] | None,
-    typer.Option("--assert", metavar="EXPR", help="p99<10ms, qps>500: exit 1 if it is not so; repeatable."),
+    typer.Option(
+        "--assert",
+        metavar="EXPR",
+        help="p99<10ms, qps>500: exit 1 if it is not so; repeatable.",
+        rich_help_panel=DEMANDS,
+    ),
 ]
-Html = Annotated[Path | None, typer.Option("--report", metavar="F.html", help="Write a page with charts.")]
-Csv = Annotated[Path | None, typer.Option(metavar="F.csv", help="Write the times of every request.")]
-Hdr = Annotated[Path | None, typer.Option(metavar="F.hlog", help="Write a HdrHistogram log.")]
-Junit = Annotated[Path | None, typer.Option(metavar="F.xml", help="Write a JUnit file.")]
+Html = Annotated[
+    Path | None,
+    typer.Option("--report", metavar="F.html", help="Write a page with charts.", rich_help_panel=OUTPUT),
+]
+Csv = Annotated[
+    Path | None,
+    typer.Option(metavar="F.csv", help="Write the times of every request.", rich_help_panel=OUTPUT),
+]
+Hdr = Annotated[
+    Path | None, typer.Option(metavar="F.hlog", help="Write a HdrHistogram log.", rich_help_panel=OUTPUT)
+]
+Junit = Annotated[
+    Path | None, typer.Option(metavar="F.xml", help="Write a JUnit file.", rich_help_panel=OUTPUT)
+]
 
 
 @dataclass(frozen=True, slots=True)

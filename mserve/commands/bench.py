@@ -39,7 +39,12 @@ def command(
     qps: _bench_report.Qps = None,
     duration: _bench_report.Duration = None,
     slo: _bench_report.Objectives = None,
-    seed: Annotated[int, typer.Option(help="Seed of the arrivals and of the requests.", min=0)] = 1,
+    seed: Annotated[
+        int,
+        typer.Option(
+            help="Seed of the arrivals and of the requests.", min=0, rich_help_panel=_bench_report.LOAD
+        ),
+    ] = 1,
     timeout: _bench_report.Timeout = 10.0,
     strict: _bench_report.Strict = False,
     asserts: _bench_report.Asserts = None,
@@ -54,7 +59,10 @@ def command(
     rounds: _bench_against.Rounds = _bench_against.ROUNDS,
     aa: _bench_against.AA = False,
     force: _bench_against.Force = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print one JSON document.", rich_help_panel=_bench_report.OUTPUT),
+    ] = False,
     *,
     asked: TargetOptions,
     options: _bench_load.LoadOptions,
