@@ -23,6 +23,7 @@ from bench_tools import bench_json, canned, command, eventually, refused, run_be
 from server_tools import Running, serving
 
 import mserve
+import mserve.bench
 from mserve.bench.endpoint import parse_url
 from mserve.bench.tfs_target import signature_of
 from mserve.cli import with_qps_value
@@ -586,3 +587,32 @@ def test_a_terminal_shows_what_happens_while_it_runs(bundle: Path) -> None:
     assert re.search(r"/s, p50 .* p99 .* answered, 0 failed", shown.decode())
     assert "answered, 0 failed" not in out
     assert "verdict: " in out
+
+
+def test_every_option_is_told_of_in_the_readme(root: Path) -> None:
+    options = set(re.findall(r"^  (--[\w-]+)", refused("--help").stdout, re.MULTILINE)) - {"--help"}
+    measure = (root / "README.md").read_text().split("**Measure.**")[1].split("## The commands")[0]
+    assert len(options) > 40
+    assert {option for option in options if not re.search(rf"{option}(?![\w-])", measure)} == set()
+
+
+def test_every_module_is_told_of_in_the_package_s_docstring(root: Path) -> None:
+    listed = re.findall(r"^    ([a-z_]+(?:, [a-z_]+)*)  *", mserve.bench.__doc__ or "", re.MULTILINE)
+    names = [name for line in listed for name in line.split(", ")]
+    modules = {path.stem for path in (root / "mserve" / "bench").glob("*.py")} - {"__init__"}
+    assert sorted(names) == sorted(modules)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--scenario", "single-stream"),
+        ("--during-reload", "load"),
+        ("--generators", 2),
+        ("--concurrency", "1:4:1"),
+    ],
+)
+def test_a_comparison_has_rounds_of_its_own(options: tuple[object, ...]) -> None:
+    done = refused("http://127.0.0.1:1", "--aa", *options)
+    assert done.returncode == 2
+    assert "rounds of its own" in done.stderr

@@ -50,7 +50,7 @@ Generators = Annotated[
 ]
 Replay = Annotated[
     str | None,
-    typer.Option(metavar="LOG[@SPEED]", help="Open loop: the arrival times of a request log."),
+    typer.Option(metavar="LOG[@SPEED]", help="Open loop: a request log's own times, and requests."),
 ]
 DuringReload = Annotated[
     str | None,
@@ -120,6 +120,16 @@ class LoadOptions:
             raise UsageError("--publish is for --during-reload", hint="--during-reload BASE --publish DIR")
         if self.during_reload is not None and (self.scenario is not None or qps == "auto"):
             raise UsageError("--during-reload goes with a rate, no search or scenario", hint="--qps RATE")
+
+    def check_comparable(self) -> None:
+        """Refuse what a comparison does not do. Raises UsageError."""
+        several = self.concurrency is not None and ":" in self.concurrency
+        given = {
+            "--scenario": self.scenario, "--replay": self.replay, "--during-reload": self.during_reload,
+            "--generators": self.generators not in (None, 1), "--concurrency LO:HI:STEP": several,
+        }  # fmt: skip
+        if named := [name for name, value in given.items() if value]:
+            raise UsageError("a comparison has rounds of its own", found=named[0], hint="leave it out")
 
     def load(self, rates: list[float], duration_s: float, *, searching: bool) -> Load:
         """What is offered, as far as these options say it. Raises UsageError."""

@@ -116,6 +116,7 @@ def _compare(plan: Plan, asked: _bench_against.Asked, wanted: _bench_report.Want
             "a comparison takes one load and writes no files",
             hint="leave out --slo, --assert, --report, --csv, --hdr, --junit and rates but one",
         )
+    plan.loads.options.check_comparable()
     stamp, stored = plan.stamp(), asked.baseline()
     if stored is not None:
         if plan.load.rate is not None:
