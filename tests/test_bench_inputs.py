@@ -10,6 +10,7 @@ import builders
 import numpy as np
 import pytest
 from bench_targets_tools import drive, opened
+from bench_tools import bench_json, canned, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
@@ -303,3 +304,25 @@ def _grpc_arrays(protocol: str, data: bytes, signature: Signature) -> Any:
     asked = tfs_proto.read("tensorflow.serving.PredictRequest", data)
     assert (asked.model_spec.name, asked.model_spec.version.value) == ("m n", 3)
     return tfs_proto.to_arrays(asked.inputs, 1 << 20)
+
+
+def test_a_log_is_replayed_with_its_own_requests(tmp_path: Path) -> None:
+    """In the order of arrival, which is not that of the lines; --inputs sends others at the same times."""
+    log, posted = tmp_path / "requests.log", list[bytes]()
+    log.write_text("\n".join([line(20.02, [[2]]), line(20.0, [[1]]), line(20.05, [[3]])]))
+    pages: dict[str, Any] = {
+        "GET /v1/models": (200, {"models": [{"name": "m"}]}),
+        "GET /v1/models/m": (200, {"model_version_status": [{"version": "1", "state": "AVAILABLE"}]}),
+        "POST /v1/models/m:predict": (200, {"predictions": [1]}),
+    }
+    with canned(pages, posted) as url:
+        document = bench_json(url, "--replay", f"{log}@0.5", "--warmup", 0)
+        assert document["reports"][0]["load"]["rate"] == pytest.approx(3 / 0.1)
+        asked = [json.loads(body)["inputs"]["x"] for body in posted]
+        assert asked[-3:] == [[[1]], [[2]], [[3]]]
+        posted.clear()
+        (tmp_path / "other.json").write_text('{"instances": [7]}')
+        bench_json(url, "--replay", log, "--inputs", tmp_path / "other.json", "--warmup", 0)
+        assert set(posted) == {b'{"instances": [7]}'}
+        done = refused(url, "--replay", log, "--generators", 2)
+        assert (done.returncode, "by one generator" in done.stderr) == (2, True)

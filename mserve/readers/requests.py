@@ -93,7 +93,9 @@ def parse_requests(data: bytes, where: str, *, lines: bool) -> Samples:
     Raises InputError, and RequestError for what is no JSON.
     """
     records = [line for line in data.splitlines() if line.strip()]
-    if not lines and (len(records) < 2 or not orjson_object(records[0])):
+    first = orjson_object(records[0]) if records else {}
+    logged = "time" in first and "instances" not in first
+    if not lines and not logged and (len(records) < 2 or not first):
         return Samples([_json(data, where)], where)
     if not records:
         raise InputError("the file holds no requests", where=where, expected="a JSON request a line")
@@ -101,7 +103,7 @@ def parse_requests(data: bytes, where: str, *, lines: bool) -> Samples:
         raise InputError(
             "too many requests", where=where, expected=f"at most {REQUESTS_MAX}", found=len(records)
         )
-    if "time" in orjson_object(records[0]):
+    if logged:
         return _log(records, where)
     return Samples([_json(line, f"{where}:{i}") for i, line in enumerate(records, 1)], where)
 
@@ -150,6 +152,7 @@ def _log(lines: Sequence[bytes], where: str) -> Samples:
                 where=f"{where}:{number}",
                 expected='"time", and "inputs" of one query',
                 found=line[:60].decode("utf-8", "replace"),
+                hint="--inputs golden, or --inputs FILE, sends other requests at a log's times",
             )
         hidden = [a for a, x in inputs.items() if isinstance(x, dict) and x.get("redacted") is True]
         if hidden:
@@ -157,7 +160,7 @@ def _log(lines: Sequence[bytes], where: str) -> Samples:
                 "the log holds no values of an input",
                 where=f"{where}:{number}",
                 found=f"{hidden[0]!r} was redacted",
-                hint="record without redact, or make requests up",
+                hint="record without redact, or send other requests",
             )
         records.append(record)
     models = sorted({str(record.get("model")) for record in records})
