@@ -24,7 +24,8 @@ from test_commands import run
 from test_diff_command import EVIL, evil
 
 import mserve
-from mserve.bench.paired import judge, level_of_look, verdict
+from mserve.bench.evidence import level_of_look
+from mserve.bench.paired import LEVEL, judge, verdict
 from mserve.checks import CODES
 from mserve.cli import with_explain_value
 from mserve.compare import TABLE
@@ -297,7 +298,7 @@ def decided(slower: float, seed: int) -> tuple[str, set[str]]:
     everything = rounds(slower, 48, seed)
     for look, count in enumerate((12, 24, 48)):
         seen = {name: values[:count] for name, values in everything.items()}
-        metrics = judge(seen, 0.05, level_of_look(look), margins)
+        metrics = judge(seen, 0.05, level_of_look(look, LEVEL / 2), margins)
         code = verdict(metrics)
         if code != "inconclusive":
             break
