@@ -156,7 +156,7 @@ def test_a_check_file_stands_in_for_the_framework(export: Export, tmp_path: Path
 
 def test_examples_are_compared_and_recorded(export: Export, tmp_path: Path) -> None:
     np.savez(tmp_path / "example.npz", x=np.arange(8, dtype=np.float32).reshape(4, 2))
-    assert "(4 rows)" in export("FAKE fine", "--example", tmp_path / "example.npz").stderr
+    assert "(5 rows)" in export("FAKE fine", "--example", tmp_path / "example.npz").stderr
     with np.load(tmp_path / "base/00000001/assets/mserve/golden.npz") as golden:
         assert golden["serving_default/inputs/x"].ravel().tolist() == list(range(8))
     np.savez(tmp_path / "example.npz", y=np.zeros((4, 2), np.float32))
