@@ -36,7 +36,9 @@ ROWS = draw(2000, SIZE, 40)
 
 
 def of_rows(values: Any) -> str:
-    return "".join(" ".join(map(str, row)) + "\n" for row in values.tolist())
+    """Numbers as text, those of a row on a line."""
+    words = iter(map(repr, values.ravel().tolist()))
+    return "".join(map("{}\n".format, map(" ".join, zip(*[words] * values.shape[1], strict=True))))
 
 
 def liblinear_text(weights: Any, labels: str) -> str:

@@ -102,7 +102,7 @@ def _answers(graph: Graph, scores: str, head: dict[str, str], options: ConvertOp
     else:
         picked = graph.add("ArgMax", scores, axis=1, keepdims=0)
     if solver in LOGISTIC:
-        chances = graph.add("Sigmoid", scores)
+        chances = _sigmoid(graph, scores)
         if columns == 1:
             rest = graph.add("Sub", graph.scalar(1.0, "float64"), chances)
             probabilities = graph.add("Concat", chances, rest, axis=1)
@@ -111,6 +111,12 @@ def _answers(graph: Graph, scores: str, head: dict[str, str], options: ConvertOp
     found = linear.labelled(graph, picked, labels, options, probabilities)
     decided = answers.scores(graph, narrow, columns)
     return Answers({**found.outputs, **decided.outputs}, found.assets)
+
+
+def _sigmoid(graph: Graph, scores: str) -> str:
+    """Exact far below zero, too, where ONNX Runtime's Sigmoid is 0 and shares of several would be 0 / 0."""
+    one = graph.scalar(1.0, "float64")
+    return graph.add("Div", one, graph.add("Add", one, graph.add("Exp", graph.add("Neg", scores))))
 
 
 def _axis(graph: Graph) -> str:
