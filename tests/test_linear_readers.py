@@ -68,6 +68,24 @@ def test_answers_are_those_of_liblinear(solver: int, bias: float, classes: int, 
         )
 
 
+def test_classes_that_are_all_unlikely_share_what_there_is(tmp_path: Path) -> None:
+    """Decisions of which every sigmoid is next to nothing; LIBLINEAR divides them all the same."""
+    text = "solver_type L2R_LR\nnr_class 3\nlabel 1 2 3\nnr_feature 1\nbias -1\nw\n-100 -101 -102\n"
+    (tmp_path / "m").write_text(text)
+    _, loaded = exported(tmp_path / "m", tmp_path / "base")
+    found = loaded.run({"features": np.ones((1, 1), np.float32)})["probabilities"][0]
+    shares = np.exp([0, -1, -2.0])
+    assert np.allclose(found, shares / shares.sum(), rtol=1e-6)
+
+
+def test_of_two_equal_decisions_liblinear_takes_the_second(tmp_path: Path) -> None:
+    """Crammer and Singer's machine has two decisions of two classes, and none for an empty row."""
+    path = linear_model(tmp_path / "m", 4, -1, 2)
+    labels = path.read_text().split("label ")[1].split()[:2]
+    _, loaded = exported(path, tmp_path / "base")
+    assert loaded.run({"features": np.zeros((1, 5), np.float32)})["label"].tolist() == [int(labels[1])]
+
+
 MACHINES = [
     (svm, kernel, classes, probable)
     for svm, kernel, classes, probable in itertools.product(range(5), range(4), (2, 4), (0, 1))

@@ -59,6 +59,13 @@ Tol = Annotated[float, typer.Option(help="The largest difference from the source
 Task = Annotated[str, typer.Option(help="What a model is for, where its file does not say.")]
 Clip = Annotated[str, typer.Option(metavar="LO,HI", help="The range that regression answers are cut to.")]
 Features = Annotated[int, typer.Option(help="The number of features, where the file does not say.")]
+Sparse = Annotated[
+    bool | None,
+    typer.Option(
+        "--sparse/--no-sparse",
+        help="Take rows of ids and values, or of all features; default: linear models of many features do.",
+    ),
+]
 Labels = Annotated[Path | None, typer.Option(help="A text file with the name of each class, one a line.")]
 WeightsFile = Annotated[
     Path | None, typer.Option("--weights", help="The weights of a model given as code or text.")

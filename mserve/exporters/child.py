@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError, MserveError
 from ..examples import generate
 from ..format.golden import Golden, pack, read_npz
+from ..rows import first
 from ..tensors import DEFAULT_SIGNATURE, DTYPES, Array, Signature, plain_text
 from . import signatures, sources
 from .kinds import Converted, ConvertOptions, Kind
@@ -166,7 +167,7 @@ def _inputs(
             )
         given = {alias: plain_text(array) for alias, array in arrays.items()}
         alone = signature.batch_axis is not None and any(len(x) > 1 for x in given.values() if x.ndim)
-        return [given, {alias: x[:1] for alias, x in given.items()}] if alone else [given]
+        return [given, first(signature, given)] if alone else [given]
     rows = (converted.rows, 1) if signature.batch_axis is not None else (1,)
     if converted.draw is not None:
         return [dict(converted.draw(name, count)) for count in rows]

@@ -99,6 +99,7 @@ class ConvertOptions:
     input alias, to compare with and to record; `check` is an npz file with inputs and
     expected outputs by alias; `tol` is the largest difference allowed. `trust` lets a source
     that carries code run it; `isolate` converts in a process of its own without network.
+    `sparse` takes rows of ids and values, False rows of all features; None leaves it to the kind.
     `allow_version_mismatch` accepts a model that another version of its framework has written.
     `work` and `cwd` are set for `convert`: a directory to write into, and the caller's.
     """
@@ -112,6 +113,7 @@ class ConvertOptions:
     task: str = ""
     clip: tuple[float, float] | None = None
     features: int = 0
+    sparse: bool | None = None
     labels: str | os.PathLike[str] | None = None
     weights: str | os.PathLike[str] | None = None
     allow_version_mismatch: bool = False

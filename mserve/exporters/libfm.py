@@ -19,6 +19,7 @@ from ..files import read_input
 from ..tensors import Array
 from . import answers, linear
 from .build import Graph, predicts
+from .feature_rows import DenseRows, FeatureRows, SparseRows, chosen
 from .kinds import Converted, ConvertOptions, Kind, Seen
 
 BIAS, UNARY, PAIRWISE = b"#global bias W0", b"#unary interactions Wj", b"#pairwise interactions Vj,f"
@@ -41,8 +42,10 @@ def convert(source: str, options: ConvertOptions) -> Converted:
             "only regression answers are cut to a range", where=path, found=f"--task {options.task}"
         )
     bias, weights, factors = _read(path)
+    count = len(weights)
+    rows = SparseRows(count) if chosen(count, options) else DenseRows(count)
     graph = Graph()
-    sums = _sums(graph, bias, weights, factors)
+    sums = _sums(graph, rows, bias, weights, factors)
     if options.task == "regression":
         low, high = options.clip or (-math.inf, math.inf)
         if options.clip is not None:
@@ -51,16 +54,14 @@ def convert(source: str, options: ConvertOptions) -> Converted:
     else:
         chances = graph.add("Sigmoid", sums) if options.task == "sigmoid" else _normal(graph, sums)
         found = answers.binary(graph, chances, options)
-    inputs, assets = answers.features(len(weights))
-    signature = predicts(inputs, found.outputs)
-    rows = linear.draw(len(weights))
+    signature = predicts(rows.ports(), found.outputs)
     note = "answers are not cut to a range, as libFM cuts them: give --clip LO,HI"
     return Converted(
         graph.model(signature),
         {"serving_default": signature},
-        assets={**assets, **found.assets},
+        assets=found.assets,
         notes=(note,) if options.task == "regression" and options.clip is None else (),
-        draw=lambda _, count: {answers.FEATURES: rows(count)},
+        draw=lambda _, count: rows.draw(count),
     )
 
 
@@ -84,8 +85,8 @@ def _read(path: Path) -> tuple[float, Array, Array]:
             current.append(line)
     biases = linear.numbers(parts.get(BIAS, [b"0"]), 1, f"{path}: bias")
     weights = linear.numbers(parts.get(UNARY, []), None, f"{path}: unary")
-    rows = [line.split() for line in parts.get(PAIRWISE, [])]
-    widths = {len(row) for row in rows}
+    rows = parts.get(PAIRWISE, [])
+    widths = {len(row.split()) for row in rows}
     if len(widths) > 1 or PAIRWISE not in parts:
         found = f"rows of {', '.join(map(str, sorted(widths)[:4]))} factors" if widths else "no pairwise part"
         raise InputError("the model is truncated", where=f"{path}: pairwise", found=found)
@@ -97,23 +98,18 @@ def _read(path: Path) -> tuple[float, Array, Array]:
     if count == 0:
         raise InputError("the model has no features", where=path)
     width = next(iter(widths), 0)
-    words = [word for row in rows for word in row]
-    factors = linear.numbers(words, len(rows) * width, f"{path}: pairwise").reshape(len(rows), width)
+    factors = linear.numbers_of_lines(rows, len(rows) * width, f"{path}: pairwise").reshape(len(rows), width)
     return float(biases[0]), weights if UNARY in parts else np.zeros(count), factors
 
 
-def _sums(graph: Graph, bias: float, weights: Array, factors: Array) -> str:
+def _sums(graph: Graph, rows: FeatureRows, bias: float, weights: Array, factors: Array) -> str:
     """y, float32 [batch, 1]."""
     import numpy as np
 
-    narrow = factors.astype(np.float32)
-    column = graph.weight(weights.astype(np.float32)[:, None], "weights")
-    single = graph.add("Gemm", answers.FEATURES, column, graph.weight(np.array([bias], np.float32), "bias"))
+    single = rows.dots(graph, weights.astype(np.float32)[:, None], np.array([bias], np.float32))
     if not factors.shape[1]:
         return single
-    once = graph.add("MatMul", answers.FEATURES, graph.weight(narrow, "factors"))
-    squared = graph.add("Mul", answers.FEATURES, answers.FEATURES)
-    twice = graph.add("MatMul", squared, graph.weight(narrow * narrow, "factors_squared"))
+    once, twice = rows.moments(graph, factors.astype(np.float32))
     pairs = graph.add("Sub", graph.add("Mul", once, once), twice)
     summed = graph.add("ReduceSum", pairs, graph.weight(np.array([1])), keepdims=1)
     return graph.add("Add", single, graph.add("Mul", summed, graph.scalar(0.5)))
@@ -134,5 +130,5 @@ KIND = Kind(
     what="a libFM model",
     matches=_matches,
     convert=convert,
-    options=("task", "clip", "labels"),
+    options=("task", "clip", "labels", "sparse"),
 )

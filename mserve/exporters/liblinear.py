@@ -17,6 +17,7 @@ from ..tensors import Array
 from . import answers, linear
 from .answers import Answers
 from .build import Graph, predicts
+from .feature_rows import DenseRows, FeatureRows, SparseRows, chosen
 from .kinds import Converted, ConvertOptions, Kind, Seen
 
 LOGISTIC = ("L2R_LR", "L1R_LR", "L2R_LR_DUAL")
@@ -38,26 +39,33 @@ def convert(source: str, options: ConvertOptions) -> Converted:
         known = ", ".join(SOLVERS)
         raise InputError("a solver that is not known here", where=path, expected=known, found=solver[:40])
     features = linear.count(head, "nr_feature", (0, linear.MAX_FEATURES), path)
-    weights, bias = _weights(head, b" ".join(lines[len(head) + 1 :]).split(), features, path)
-    graph = Graph()
-    wide = graph.cast(answers.FEATURES, "float64")  # so that classes which nearly tie win as they did
-    scores = graph.add("Gemm", wide, graph.weight(weights, "weights"), graph.weight(bias, "bias"))
+    weights, bias = _weights(head, lines[len(head) + 1 :], features, path)
+    graph, rows = Graph(), _rows(features, options)
+    scores = rows.dots(graph, weights, bias)  # in float64: classes which nearly tie win as they did
     found = _answers(graph, scores, head, options, path)
-    inputs, assets = answers.features(features)
-    signature = predicts(inputs, found.outputs)
-    rows = linear.draw(features)
+    signature = predicts(rows.ports(), found.outputs)
     converted = Converted(
         graph.model(signature),
         {"serving_default": signature},
-        assets={**assets, **found.assets},
-        draw=lambda _, count: {answers.FEATURES: rows(count)},
+        assets=found.assets,
+        draw=lambda _, count: rows.draw(count),
         rows=64,
     )
-    _compare(converted, path, solver)
+    _compare(converted, rows, path, solver)
     return converted
 
 
-def _weights(head: dict[str, str], words: list[bytes], features: int, path: Path) -> tuple[Array, Array]:
+def _rows(features: int, options: ConvertOptions) -> FeatureRows:
+    """Ids of files count from 1, and LIBLINEAR passes over those that a model has no weights for.
+
+    Values of sparse rows are float64: text gets the very decision that LIBLINEAR makes of it.
+    """
+    if chosen(features, options):
+        return SparseRows(features, first=1, beyond=True, dtype="float64")
+    return DenseRows(features, first=1)
+
+
+def _weights(head: dict[str, str], lines: list[bytes], features: int, path: Path) -> tuple[Array, Array]:
     """float64 [features, columns], and what is added to each column."""
     import numpy as np
 
@@ -67,7 +75,7 @@ def _weights(head: dict[str, str], words: list[bytes], features: int, path: Path
     columns = 1 if single else classes
     bias = float(linear.numbers([head.get("bias", "")], 1, f"{path}: bias")[0])
     rows = features + (bias >= 0)
-    values = linear.numbers(words, rows * columns, f"{path}: w").reshape(rows, columns)
+    values = linear.numbers_of_lines(lines, rows * columns, f"{path}: w").reshape(rows, columns)
     constant = values[-1] * bias if bias >= 0 else np.zeros(columns)
     if solver == ONE_CLASS:
         constant = constant - linear.numbers([head.get("rho", "")], 1, f"{path}: rho")
@@ -75,6 +83,8 @@ def _weights(head: dict[str, str], words: list[bytes], features: int, path: Path
 
 
 def _answers(graph: Graph, scores: str, head: dict[str, str], options: ConvertOptions, path: Path) -> Answers:
+    import numpy as np
+
     solver = head["solver_type"]
     narrow = graph.cast(scores, "float32")
     if solver in REGRESSION:
@@ -83,23 +93,30 @@ def _answers(graph: Graph, scores: str, head: dict[str, str], options: ConvertOp
     labels = (
         [1, -1] if solver == ONE_CLASS else linear.integers(head.get("label", ""), classes, f"{path}: label")
     )
-    single = len(labels) == 2 and solver != "MCSVM_CS"
+    columns = 1 if len(labels) == 2 and solver != "MCSVM_CS" else len(labels)
     probabilities = ""
-    if single:
-        below = graph.add("LessOrEqual", scores, graph.scalar(0.0, "float64"))
+    if len(labels) == 2:  # of two decisions, too, LIBLINEAR looks at the first alone
+        first = scores if columns == 1 else graph.add("Gather", scores, graph.weight(np.array([0])), axis=1)
+        below = graph.add("LessOrEqual", first, graph.scalar(0.0, "float64"))
         picked = graph.add("Squeeze", graph.cast(below, "int64"), _axis(graph))
     else:
         picked = graph.add("ArgMax", scores, axis=1, keepdims=0)
     if solver in LOGISTIC:
-        chances = graph.add("Sigmoid", scores)
-        if single:
+        chances = _sigmoid(graph, scores)
+        if columns == 1:
             rest = graph.add("Sub", graph.scalar(1.0, "float64"), chances)
             probabilities = graph.add("Concat", chances, rest, axis=1)
         else:
             probabilities = graph.add("Div", chances, graph.add("ReduceSum", chances, _axis(graph)))
     found = linear.labelled(graph, picked, labels, options, probabilities)
-    decided = answers.scores(graph, narrow, 1 if single else classes)
+    decided = answers.scores(graph, narrow, columns)
     return Answers({**found.outputs, **decided.outputs}, found.assets)
+
+
+def _sigmoid(graph: Graph, scores: str) -> str:
+    """Exact far below zero, too, where ONNX Runtime's Sigmoid is 0 and shares of several would be 0 / 0."""
+    one = graph.scalar(1.0, "float64")
+    return graph.add("Div", one, graph.add("Add", one, graph.add("Exp", graph.add("Neg", scores))))
 
 
 def _axis(graph: Graph) -> str:
@@ -108,7 +125,7 @@ def _axis(graph: Graph) -> str:
     return graph.weight(np.array([1]))
 
 
-def _compare(converted: Converted, path: Path, solver: str) -> None:
+def _compare(converted: Converted, drawn: FeatureRows, path: Path, solver: str) -> None:
     """Have the conversion compared with LIBLINEAR itself where it is installed."""
     try:
         from liblinear import liblinearutil
@@ -119,10 +136,7 @@ def _compare(converted: Converted, path: Path, solver: str) -> None:
     def reference(name: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         import numpy as np
 
-        rows = [
-            {i + 1: v for i, v in enumerate(row) if v}
-            for row in inputs[answers.FEATURES].astype(float).tolist()
-        ]
+        rows = drawn.entries(inputs)
         labels, _, decided = liblinearutil.predict([], rows, model, "-q")
         scores = np.array(decided)
         if solver in REGRESSION:
@@ -148,5 +162,5 @@ KIND = Kind(
     convert=convert,
     extra="liblinear",
     compares="liblinear",
-    options=("labels",),
+    options=("labels", "sparse"),
 )

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, UsageError
 from ..files import read_input
 from ..tensors import Array
 from . import answers, linear
 from .answers import Answers
 from .build import Graph, predicts
+from .feature_rows import DenseRows, FeatureRows, SparseRows
 from .kinds import Converted, ConvertOptions, Kind, Seen
 from .pairwise import coupled
 
@@ -59,28 +60,39 @@ def convert(source: str, options: ConvertOptions) -> Converted:
     classes = linear.count(head, "nr_class", (1, linear.MAX_CLASSES), path) if svm in CLASSIFIERS else 2
     total = linear.count(head, "total_sv", (1, MAX_VECTORS), path)
     vectors = _vectors(lines[len(head) + 1 :], (total, classes - 1), options.features, path)
-    graph = Graph()
-    wide = graph.cast(answers.FEATURES, "float64")
-    kernels = _kernels(graph, wide, vectors.values, head, path)
+    graph, rows = Graph(), _rows(kernel, vectors.values.shape[1], options, path)
     pairs = classes * (classes - 1) // 2
     rho = linear.numbers(head.get("rho", "").split(), pairs, f"{path}: rho")
     matrix = _pairs(vectors.coefficients, head, classes, path) if svm in CLASSIFIERS else vectors.coefficients
-    sums = graph.add("MatMul", kernels, graph.weight(matrix, "coefficients"))
-    decisions = graph.add("Sub", sums, graph.weight(rho, "rho"))
+    if isinstance(rows, SparseRows):
+        decisions = rows.dots(graph, vectors.values.T @ matrix, -rho)
+    else:
+        kernels = _kernels(graph, graph.cast(answers.FEATURES, "float64"), vectors.values, head, path)
+        sums = graph.add("MatMul", kernels, graph.weight(matrix, "coefficients"))
+        decisions = graph.add("Sub", sums, graph.weight(rho, "rho"))
     found = _answers(graph, decisions, head, options, path)
-    features = vectors.values.shape[1]
-    inputs, assets = answers.features(features)
-    signature = predicts(inputs, found.outputs)
-    rows = linear.draw(features)
+    signature = predicts(rows.ports(), found.outputs)
     converted = Converted(
         graph.model(signature),
         {"serving_default": signature},
-        assets={**assets, **found.assets},
-        draw=lambda _, count: {answers.FEATURES: rows(count)},
+        assets=found.assets,
+        draw=lambda _, count: rows.draw(count),
         rows=64,
     )
-    _compare(converted, path, svm, "probA" in head and svm in CLASSIFIERS)
+    _compare(converted, rows, path, svm, "probA" in head and svm in CLASSIFIERS)
     return converted
+
+
+def _rows(kernel: str, features: int, options: ConvertOptions, path: Path) -> FeatureRows:
+    """Ids of files count from 1; those that no support vector has are passed over, as LIBSVM does.
+
+    Raises UsageError for sparse rows of a kernel that wants whole ones.
+    """
+    if not options.sparse:
+        return DenseRows(features, first=1)
+    if kernel != "linear":
+        raise UsageError("only a linear kernel takes sparse rows", where=path, found=f"kernel_type {kernel}")
+    return SparseRows(features, first=1, beyond=True, dtype="float64")
 
 
 def _vectors(lines: list[bytes], shape: tuple[int, int], features: int, path: Path) -> Vectors:
@@ -206,7 +218,7 @@ def _votes(graph: Graph, below: str, classes: int) -> str:
     return graph.add("Add", gained, graph.weight(first.sum(0), "votes_of_the_first"))
 
 
-def _compare(converted: Converted, path: Path, svm: str, probable: bool) -> None:
+def _compare(converted: Converted, drawn: FeatureRows, path: Path, svm: str, probable: bool) -> None:
     """Have the conversion compared with LIBSVM itself where it is installed.
 
     Its library is called, not its Python face, which gives nu_svc of many classes room for one decision.
@@ -223,8 +235,8 @@ def _compare(converted: Converted, path: Path, svm: str, probable: bool) -> None
         import numpy as np
 
         scores, labels, chances = [], [], []
-        for row in inputs[answers.FEATURES].astype(float).tolist():
-            nodes, _ = face.gen_svm_nodearray({i + 1: v for i, v in enumerate(row) if v})
+        for row in drawn.entries(inputs):
+            nodes, _ = face.gen_svm_nodearray(row)
             decided, likely = (face.c_double * pairs)(), (face.c_double * classes)()
             labels.append(library.svm_predict_values(model, nodes, decided))
             if probable:
@@ -250,5 +262,5 @@ KIND = Kind(
     convert=convert,
     extra="libsvm",
     compares="libsvm",
-    options=("labels", "features"),
+    options=("labels", "features", "sparse"),
 )

@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from ..files import read_input
 from ..tensors import Array
-from . import answers
+from . import answers, tree_rows
 from .build import Graph, predicts
 from .documents import Doc
 from .kinds import Converted, ConvertOptions, Kind, Seen
+from .tree_rows import TreeRows
 from .trees import EQUAL, LEAF, LESS_EQUAL, Forest, Tree
 
 if TYPE_CHECKING:
@@ -60,27 +61,26 @@ def convert(source: str, options: ConvertOptions) -> Converted:
     features = (head / "max_feature_idx").integer(0, MAX_FEATURES - 1) + 1
     outputs = (head / "num_tree_per_iteration").integer(1, MAX_OUTPUTS)
     forest, zeros = _forest(trees, features, outputs, path)
-    graph = Graph()
-    given = _missing(graph, answers.FEATURES, zeros, features)
+    names = (head / "feature_names").text().split() if "feature_names" in head else []
+    graph, rows = Graph(), tree_rows.of(forest, names, options)
+    given = _missing(graph, rows.take(graph), {rows.places[f] for f in zeros}, forest.features)
     if forest.category_features:
-        given = _whole(graph, given, sorted(forest.category_features), features)
+        given = _whole(graph, given, sorted(forest.category_features), forest.features)
     sums = forest.build(graph, given)
     if "average_output" in head:
         sums = graph.add("Div", sums, graph.scalar(max(1, len(trees) // outputs)))
     objective = (head / "objective").text().split() if "objective" in head else []
     found = _answers(graph, sums, Doc(objective, f"{path}: objective"), outputs, options)
-    names = (head / "feature_names").text().split() if "feature_names" in head else []
-    inputs, assets = answers.features(features, names)
-    signature = predicts(inputs, found.outputs)
+    signature = predicts(rows.ports, found.outputs)
     converted = Converted(
         graph.model(signature),
         {"serving_default": signature},
-        assets={**assets, **found.assets},
-        draw=lambda _, rows: {answers.FEATURES: forest.draw(rows)},
+        assets={**rows.assets, **found.assets},
+        draw=lambda _, count: rows.draw(count),
         rows=TRIAL_ROWS,
         versions={"model": (head / "version").text()},
     )
-    _compare(converted, path)
+    _compare(converted, rows, path)
     return converted
 
 
@@ -309,7 +309,7 @@ def _number(text: str, where: str) -> float:
     return value
 
 
-def _compare(converted: Converted, path: Path) -> None:
+def _compare(converted: Converted, rows: TreeRows, path: Path) -> None:
     """Have the conversion compared with LightGBM itself where it is installed."""
     try:
         import lightgbm
@@ -320,7 +320,7 @@ def _compare(converted: Converted, path: Path) -> None:
     def reference(name: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         import numpy as np
 
-        found = np.asarray(booster.predict(inputs[answers.FEATURES].astype(np.float64)))
+        found = np.asarray(booster.predict(rows.dense(inputs).astype(np.float64)))
         signature = (converted.signatures or {})["serving_default"]
         if "label" not in signature.outputs:
             return {"score": found}
@@ -357,7 +357,7 @@ KIND = Kind(
     convert=convert,
     extra="lightgbm",
     compares="lightgbm",
-    options=("labels",),
+    options=("labels", "sparse"),
     accepts=_accepts,
     save=_save,
 )

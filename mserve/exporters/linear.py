@@ -1,12 +1,8 @@
-"""What the readers of LIBLINEAR, LIBSVM and libFM share: text of a head and numbers, and dense inputs.
-
-Weights become the graph's only here, so that a reader says what it computes and not how
-its inputs arrive.
-"""
+"""What the readers of LIBLINEAR, LIBSVM and libFM share: text of a head and numbers, and labels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import InputError
@@ -18,6 +14,7 @@ from .kinds import ConvertOptions
 
 MAX_FEATURES = 1 << 27
 MAX_CLASSES = 1 << 16
+PIECE_LINES = 1 << 16
 
 
 def head(lines: Sequence[bytes], last: bytes, path: Path) -> dict[str, str]:
@@ -53,13 +50,31 @@ def numbers(words: Sequence[bytes] | Sequence[str], size: int | None, where: str
         values = np.array([float(word) for word in words], np.float64)
     except ValueError as error:
         raise InputError("a number is malformed", where=where, found=str(error)[:100]) from error
-    if size is not None and len(values) != size:
-        what = "the model is truncated" if len(values) < size else "the model has too many numbers"
-        raise InputError(what, where=where, expected=f"{size} numbers", found=len(values))
+    if size is not None:
+        _check_size(len(values), size, where)
     if not np.isfinite(values).all():
         at = int(np.argmin(np.isfinite(values)))
         raise InputError("a weight is not a number", where=f"{where}: number {at}", found=values[at])
     return values
+
+
+def numbers_of_lines(lines: Sequence[bytes], size: int, where: str) -> Array:
+    """The numbers that stand on lines, float64 [size]; words of a few lines at a time. Raises InputError."""
+    import numpy as np
+
+    parts = [np.empty(0)]
+    for start in range(0, len(lines), PIECE_LINES):
+        words = b" ".join(lines[start : start + PIECE_LINES]).split()
+        parts.append(numbers(words, None, f"{where} from line {start + 1}" if start else where))
+    found = np.concatenate(parts)
+    _check_size(len(found), size, where)
+    return found
+
+
+def _check_size(found: int, size: int, where: str) -> None:
+    if found != size:
+        what = "the model is truncated" if found < size else "the model has too many numbers"
+        raise InputError(what, where=where, expected=f"{size} numbers", found=found)
 
 
 def integers(text: str, size: int, where: str) -> list[int]:
@@ -69,18 +84,6 @@ def integers(text: str, size: int, where: str) -> list[int]:
         expected = f"{size} whole numbers"
         raise InputError("the model's head is malformed", where=where, expected=expected, found=text[:80])
     return [int(word) for word in words]
-
-
-def draw(features: int) -> Callable[[int], Array]:
-    """What makes a number of input rows, half of their values zero as in sparse rows."""
-    import numpy as np
-
-    def rows(count: int) -> Array:
-        rng = np.random.default_rng(count)
-        made = rng.standard_normal((count, features))
-        return np.where(rng.random(made.shape) < 0.5, made, 0.0).astype(np.float32)
-
-    return rows
 
 
 def labelled(

@@ -15,9 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..errors import InputError
+from ..sparse import Sparse
 from ..tensors import Array, TensorSpec
 from .build import Graph
 from .networks import finite
+from .sparse_graph import row_dots, sparse_input
 
 TEXT, NUMBER, VECTOR, WORDS = "text", "a number", "a vector", "words"
 MAX_SIZE = 1 << 24
@@ -49,12 +51,13 @@ class Number:
 @dataclass(frozen=True, slots=True)
 class Block:
     """A part of a vector: a tensor [batch, size]; or, `bag`, positions int64 [batch, n], where `size` means
-    none.
+    none; or the entries of a sparse input, the `port`.
     """
 
     tensor: str
     size: int
     bag: bool = False
+    port: Sparse | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +99,15 @@ def concatenated(vectors: Sequence[Vector]) -> Vector:
 
 
 def dense(graph: Graph, vector: Vector) -> str:
-    """The vector as a row, float32 [batch, size]."""
-
+    """The vector as a row, float32 [batch, size]. Raises InputError where rows are sparse."""
+    sparse = [block.tensor for block in vector.blocks if block.port is not None]
+    if sparse:
+        raise InputError(
+            "the model wants whole rows",
+            where=f"column {sparse[0]}",
+            expected="a linear model, behind nothing but scalers and assemblers, for sparse rows",
+            hint="export it without --sparse",
+        )
     parts = [_row(graph, block) if block.bag else block.tensor for block in vector.blocks]
     row = parts[0] if len(parts) == 1 else graph.add("Concat", *parts, axis=1)
     if (vector.scale != 1).any():
@@ -131,7 +141,7 @@ def linear(graph: Graph, vector: Vector, weights: Array, bias: Array, where: str
         raise InputError("a vector has another size", where=where, expected=len(weights), found=vector.size)
     scaled = weights * vector.scale[:, None]
     constant = bias + vector.shift @ weights
-    tables, positions, dense_parts, dense_weights = [], [], [], []
+    tables, positions, dense_parts, dense_weights, terms = [], [], [], [], []
     start = offset = 0
     for block in vector.blocks:
         rows = scaled[start : start + block.size]
@@ -141,10 +151,11 @@ def linear(graph: Graph, vector: Vector, weights: Array, bias: Array, where: str
             moved = graph.add("Add", block.tensor, graph.scalar(offset, "int64")) if offset else block.tensor
             positions.append(moved)
             offset += block.size + 1
+        elif block.port is not None:
+            terms.append(row_dots(graph, block.port, finite(rows, where)))
         else:
             dense_parts.append(block.tensor)
             dense_weights.append(rows)
-    terms = []
     if tables:
         table = graph.weight(finite(np.concatenate(tables), where))
         joined = positions[0] if len(positions) == 1 else graph.add("Concat", *positions, axis=1)
@@ -152,7 +163,7 @@ def linear(graph: Graph, vector: Vector, weights: Array, bias: Array, where: str
     if dense_parts:
         row = dense_parts[0] if len(dense_parts) == 1 else graph.add("Concat", *dense_parts, axis=1)
         terms.append(graph.add("MatMul", row, graph.weight(finite(np.concatenate(dense_weights), where))))
-    total = terms[0] if len(terms) == 1 else graph.add("Add", *terms)
+    total = terms[0] if len(terms) == 1 else graph.add("Sum", *terms)
     return graph.add("Add", total, graph.weight(finite(constant, where)))
 
 
@@ -169,14 +180,16 @@ Column = Text | Words | Number | Vector
 class Table:
     """The columns known so far; whatever else is asked for becomes an input.
 
-    `described` are the inputs that the user described; `invalid` are tensors, bool [batch], of the
+    `described` are the inputs that the user described; vectors among the inputs are `sparse` if so asked;
+    `invalid` are tensors, bool [batch], of the
     rows that have no answer.
     """
 
     graph: Graph
     described: dict[str, TensorSpec]
+    sparse: bool = False
     columns: dict[str, Column] = field(default_factory=dict)
-    inputs: dict[str, TensorSpec] = field(default_factory=dict)
+    inputs: dict[str, TensorSpec | Sparse] = field(default_factory=dict)
     texts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     invalid: list[str] = field(default_factory=list)
 
@@ -237,6 +250,10 @@ class Table:
                 expected=f"--input {name}:float32[batch,N]",
                 found=size,
             )
+        if kind == VECTOR and self.sparse:
+            port = sparse_input(name, size, doc="ids count from 0, as the indices of Spark's vectors")
+            self.inputs[name] = port
+            return vector_of([Block(name, size, port=port)])
         dtype = "string" if kind == TEXT else "float32"
         shape = ("batch", size) if kind == VECTOR else ("batch",)
         self.inputs[name] = TensorSpec(name, dtype, shape)

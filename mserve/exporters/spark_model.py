@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import InputError
-from ..tensors import Array, Signature, TensorSpec
+from ..errors import InputError, UsageError
+from ..sparse import Sparse
+from ..tensors import Array, TensorSpec
 from . import answers, networks, ports, spark_mllib
 from .answers import Answers
 from .build import Graph, predicts
+from .feature_rows import SparseRows
 from .kinds import Converted, ConvertOptions, Kind, Seen
 from .spark_columns import Column, Number, Table, Text, Vector, dense
 from .spark_features import FEATURES
@@ -34,7 +36,7 @@ def convert(source: str, options: ConvertOptions) -> Converted:
     chain = [root] if root.package.startswith(spark_mllib.PACKAGE) else _chain(root, 0)
     known = dict.fromkeys((*TRANSFORMERS, *PREDICTORS, *spark_mllib.MODELS))
     networks.check_known([stage.name for stage in _needed(chain)], known, "the pipeline", source)
-    table = Table(Graph(), ports.specs(options.input))
+    table = Table(Graph(), ports.specs(options.input), bool(options.sparse))
     found = Answer()
     extras: dict[str, Column] = {}
     for stage in _needed(chain):
@@ -50,6 +52,8 @@ def convert(source: str, options: ConvertOptions) -> Converted:
             TRANSFORMERS[stage.name](table, stage)
             extras = _after(table, stage) if found != Answer() or stage is chain[-1] else extras
     ports.only_known(table.described, list(table.inputs), source)
+    if options.sparse and not any(isinstance(port, Sparse) for port in table.inputs.values()):
+        raise UsageError("no input is a vector", where=source, expected="no --sparse")
     outputs = _outputs(table, found, extras, _classes(chain), options)
     signature = predicts(table.inputs, outputs.outputs)
     return Converted(
@@ -57,7 +61,7 @@ def convert(source: str, options: ConvertOptions) -> Converted:
         {"serving_default": signature},
         assets=outputs.assets,
         notes=_notes(table),
-        draw=lambda _, rows: _draw(signature, table, rows),
+        draw=lambda _, rows: _draw(table, rows),
         versions={"model": root.version},
     )
 
@@ -185,13 +189,16 @@ def _notes(table: Table) -> tuple[str, ...]:
     )
 
 
-def _draw(signature: Signature, table: Table, rows: int) -> dict[str, Array]:
+def _draw(table: Table, rows: int) -> dict[str, Array]:
     """Rows that try the model: texts that it knows and some that it does not, numbers around zero."""
     import numpy as np
 
     rng = np.random.default_rng(rows)
     made: dict[str, Array] = {}
-    for alias, spec in signature.inputs.items():
+    for alias, spec in table.inputs.items():
+        if isinstance(spec, Sparse):
+            made |= SparseRows(int(spec.shape[1]), alias=alias).draw(rows)
+            continue
         shape = [rows, *[dim for dim in (spec.shape or ())[1:] if isinstance(dim, int)]]
         if spec.dtype == "string":
             known = [*(table.texts.get(alias) or ("some  words", "of a text", "")), "unknown"]
@@ -220,5 +227,5 @@ KIND = Kind(
     extra="spark",
     modules=("pyarrow",),
     answers=False,  # Spark itself needs Java
-    options=("input", "labels"),
+    options=("input", "labels", "sparse"),
 )

@@ -30,10 +30,12 @@ class Builder(Protocol):
         """A constant."""
 
 
-def sparse_input(alias: str, size: int = 0, dtype: str = "float32", max_length: int = 0) -> Sparse:
+def sparse_input(
+    alias: str, size: int = 0, dtype: str = "float32", max_length: int = 0, doc: str = ""
+) -> Sparse:
     """A sparse input for `row_dots`; without a `size` any id may come, and those beyond the weights are 0."""
     roles = {role: f"{alias}.{role}" for role in (IDS, VALUES, LENGTHS, "rows")}
-    return Sparse("sparse", dtype, roles, ("batch", size or "?"), max_length)
+    return Sparse("sparse", dtype, roles, ("batch", size or "?"), max_length, doc)
 
 
 def row_dots(graph: Builder, port: Sparse, weights: Array, values: str = "", name: str = "") -> str:
@@ -41,6 +43,11 @@ def row_dots(graph: Builder, port: Sparse, weights: Array, values: str = "", nam
 
     `values` is a tensor to take in place of the input's own values: their squares, say.
     """
+    return row_sums(graph, port, row_terms(graph, port, weights, values, name), weights[:1])
+
+
+def row_terms(graph: Builder, port: Sparse, weights: Array, values: str = "", name: str = "") -> str:
+    """What `row_dots` sums: each entry's value times its id's row of `weights`, [entries, columns]."""
     import numpy as np
 
     ids = port.tensors[IDS]
@@ -50,7 +57,7 @@ def row_dots(graph: Builder, port: Sparse, weights: Array, values: str = "", nam
     picked = graph.add("Gather", graph.weight(weights, name), ids, axis=0)
     values = values or port.tensors[VALUES]
     column = graph.add("Unsqueeze", values, graph.weight(np.array([1])))
-    return row_sums(graph, port, graph.add("Mul", picked, column), weights[:1])
+    return graph.add("Mul", picked, column)
 
 
 def row_sums(graph: Builder, port: Sparse, terms: str, like: Array) -> str:
@@ -68,6 +75,30 @@ def row_sums(graph: Builder, port: Sparse, terms: str, like: Array) -> str:
     if like.shape[1] == 1:
         return graph.add("ScatterElements", start, rows, terms, axis=0, reduction="add")
     return graph.add("ScatterND", start, rows, terms, reduction="add")
+
+
+def row_picks(graph: Builder, port: Sparse, ids: Array) -> str:
+    """Dense rows [batch, len(ids) + 1] of the values at some ids alone, in the order of `ids`.
+
+    They are 0 where a row lacks the id; of an id that stands twice the last value counts. The last
+    column is where all other values end. Elements are scattered into one long row, and one
+    after the other: so an id that stands twice has one answer.
+    """
+    import numpy as np
+
+    width = len(ids) + 1
+    places = np.full(int(port.shape[1]), len(ids), np.int32)  # of a port that has a size
+    places[ids] = np.arange(len(ids))
+    picked = graph.add("Gather", graph.weight(places, "places"), port.tensors[IDS])
+    begins = graph.add("Mul", port.tensors["rows"], graph.weight(np.array(width)))
+    at = graph.add("Add", begins, graph.add("Cast", picked, to=DTYPES["int64"].onnx))
+    lengths = graph.add("Unsqueeze", port.tensors[LENGTHS], graph.weight(np.array([1])))
+    number = DTYPES[port.dtype]
+    zeros = graph.weight(np.zeros((1, width), number.to_numpy()))
+    start = graph.add("Mul", graph.add("Cast", lengths, to=number.onnx), zeros)
+    line = graph.add("Reshape", start, graph.weight(np.array([-1])))
+    filled = graph.add("ScatterElements", line, at, port.tensors[VALUES], axis=0)
+    return graph.add("Reshape", filled, graph.weight(np.array([-1, width])))
 
 
 def graph_inputs(signature: Signature) -> list[onnx.ValueInfoProto]:

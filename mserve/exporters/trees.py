@@ -138,6 +138,23 @@ class Forest:
             for values, one in zip(self.leaves.values(), (self.trees, node, target, weight), strict=True):
                 values.append(one)
 
+    def compact(self) -> Array:
+        """Renumber the features to those that splits read, in their order; int64, what they were before.
+
+        One more feature stands behind them, which no split reads.
+        """
+        import numpy as np
+
+        splits = np.array([mode != LEAF for mode in self.modes], bool)
+        before = np.array(self.nodes["featureids"], np.int64)
+        used = np.unique(before[splits])
+        self.nodes["featureids"] = np.where(splits, np.searchsorted(used, before), 0).tolist()
+        places = {feature: place for place, feature in enumerate(used.tolist())}
+        self.tried = {places[feature]: values for feature, values in self.tried.items()}
+        self.category_features = {places[feature] for feature in self.category_features}
+        self.features = len(used) + 1
+        return used
+
     def build(self, graph: Graph, inputs: str) -> str:
         """The sums of the leaves that rows reach, [batch, targets], from inputs [batch, features]."""
         import numpy as np

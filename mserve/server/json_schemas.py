@@ -83,7 +83,8 @@ def _row(port: TensorSpec | Sparse) -> Schema:
     ids = array_of(COUNT | ({"maximum": port.size - 1} if port.size else {"maximum": 2**63 - 1}))
     row = object_of("ids", ids=ids, **({"values": array_of(entry)} if port.has_values else {}))
     line = {"type": "string", "pattern": LINE}
-    return {"anyOf": [row | {"additionalProperties": False}, line]}
+    told = {"description": port.doc} if port.doc else {}  # such as what its ids count from
+    return {"anyOf": [row | {"additionalProperties": False}, line], **told}
 
 
 def _named(signature: Signature, ports: Mapping[str, Schema]) -> Schema:
