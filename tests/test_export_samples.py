@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 SAMPLES = Path(__file__).parent.parent / "samples" / "exports"
 
 

@@ -85,7 +85,7 @@ ERRORS: list[tuple[str, list[str], int, str]] = [
         "a report that cannot be written",
         ["m", "m", "--latency", "off", "--junit", "absent/x.xml"],
         4,
-        "cannot write the report",
+        "the output cannot be written",
     ),
 ]
 

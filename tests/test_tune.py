@@ -241,6 +241,7 @@ def test_an_objective_that_nothing_meets_is_told_with_what_is_reached(version: P
     assert [p.name for p in version.parent.iterdir()] == ["00000001"]
 
 
+@pytest.mark.slow
 def test_a_model_without_batches_says_so(tmp_path: Path) -> None:
     mserve.export(builders.mlp(batch=1), tmp_path / "m")
     report = found(tune(tmp_path / "m", "--slo", "p99<5s", *QUICK))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import EnvironmentProblem, UsageError
+from ..errors import UsageError
 from . import _output
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def command(
     Exit 0: compared, and nothing of what --fail-on names; 1: some of it; 3: not a readable model.
     """
     from .. import compare
+    from ..bench.outfiles import OutFiles
     from ..compare.change import check_fail_on
 
     wanted = check_fail_on(fail_on or [])
@@ -84,12 +85,15 @@ def command(
         raise UsageError("--no-outputs and --inputs or --labels", hint="leave one of them out")
     asked = True if outputs is None and (inputs or labels) else outputs
     options = compare.Options(asked, inputs, labels, signature, rtol, atol, seconds=seconds)
-    found = compare.diff(old, new, options, fail_on=wanted, progress=lambda s: _output.note(f"comparing {s}"))
-    failing = found.failing(wanted)
-    if html is not None:
-        from ..compare.html import render
+    with OutFiles([html] if html else []) as files:
+        found = compare.diff(
+            old, new, options, fail_on=wanted, progress=lambda s: _output.note(f"comparing {s}")
+        )
+        if html is not None:
+            from ..compare.html import render
 
-        _write(html, render(found))
+            files.write(html, [render(found)])
+    failing = found.failing(wanted)
     if as_json or form is Format.json:
         _output.emit_json("diff", {**found.to_json(), "fail_on": wanted, "failed": bool(failing)})
     elif form is Format.markdown:
@@ -100,15 +104,6 @@ def command(
         _show(found, failing)
     if failing:
         raise typer.Exit(1)
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise EnvironmentProblem(
-            "cannot write the page", where=path, found=error.strerror or error
-        ) from error
 
 
 def _show(found: Diff, failing: list[Change]) -> None:

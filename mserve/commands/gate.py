@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import EnvironmentProblem, UsageError
+from ..errors import UsageError
 from . import _output
 from ._options import with_options
 
@@ -103,13 +103,18 @@ def command(
 
     Exit 0: PASS, or INCONCLUSIVE without --strict; 1: FAIL; 2: bad options; 3: a bad model or policy.
     """
+    from ..bench.outfiles import OutFiles
     from ..workflows.gate import Options, gate
+    from ..workflows.reports import RENDERERS
 
     if asked.labels is not None and not asked.labels.exists():
         raise UsageError("there are no labels", where=asked.labels, hint="one label a row: npy, npz or text")
     options = Options(asked.inputs, asked.labels, asked.signature, asked.latency, asked.seconds)
-    found = gate(old, new, options, _policy(asked), lambda step: _output.note(f"gate: {step}"))
-    _write(found, written)
+    places = {name: path for name in RENDERERS if (path := getattr(written, name)) is not None}
+    with OutFiles(list(places.values())) as files:
+        found = gate(old, new, options, _policy(asked), lambda step: _output.note(f"gate: {step}"))
+        for name, path in places.items():
+            files.write(path, [RENDERERS[name](found)])
     if written.as_json or written.form is Format.json:
         _output.emit_json("gate", found.to_json())
     elif written.form is Format.markdown:
@@ -130,22 +135,6 @@ def _policy(asked: Asked) -> Policy:
     if asked.expect is not None:
         policy = replace(policy, expect=asked.expect.value)
     return replace(policy, strict=True) if asked.strict else policy
-
-
-def _write(found: Gate, written: Written) -> None:
-    """The files that were asked for. Raises EnvironmentProblem."""
-    from ..workflows.reports import RENDERERS
-
-    for name, render in RENDERERS.items():
-        path: Path | None = getattr(written, name)
-        if path is None:
-            continue
-        try:
-            path.write_text(render(found), encoding="utf-8")
-        except OSError as error:
-            raise EnvironmentProblem(
-                "cannot write the report", where=path, found=error.strerror or error
-            ) from error
 
 
 def _show(found: Gate) -> None:

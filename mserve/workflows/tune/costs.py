@@ -16,6 +16,7 @@ import numpy as np
 
 from ...bench import session
 from ...bench.in_process import InProcess
+from ...bench.recorder import INTERRUPTED
 from ...bench.report import Report
 from ...bench.verdict import Load
 from ...loader.servable import Batching, Servable
@@ -100,7 +101,10 @@ def _echoed(
     target = InProcess(echo, signature, samples, verify=False, settings=Batching(CALLERS))
     load = Load(load.rate, load.concurrency, load.duration_s, warmup_s=load.duration_s / 4)
     work = session.Session(target, load, None, _quiet)
-    report = session.run(work.sweep([load.rate]) if load.rate else work.closed()).reports[0]
+    result = session.run(work.sweep([load.rate]) if load.rate else work.closed())
+    if result.stopped == INTERRUPTED:  # a session ends its own run only
+        raise KeyboardInterrupt
+    report = result.reports[0]
     stats = echo.stats
     return report, stats.run_ns / max(1, stats.rows)
 

@@ -9,6 +9,7 @@ from typing import Any
 from ...bench import session
 from ...bench.in_process import InProcess
 from ...bench.quantiles import samples_needed
+from ...bench.recorder import INTERRUPTED
 from ...bench.report import Report
 from ...bench.schedule import Times
 from ...bench.verdict import Load
@@ -102,6 +103,8 @@ def check(trial: Trial, system: System, batching: Batching, rate: float, goal: G
     means = session.Means(recording=_times(goal, rate, count))
     work = session.Session(target, base, goal.slo, _quiet, means)
     result = session.run(work.sweep([rate]))
+    if result.stopped == INTERRUPTED:
+        raise KeyboardInterrupt
     return Check(batching, rate, seen, result.reports[0], result.stopped)
 
 
