@@ -253,7 +253,7 @@ def test_every_command_refuses_a_damaged_bundle(version: Path, command: str, kin
 REFUSED = [
     ("export of nothing", ["export", "{t}/nope.onnx", "{t}/b"], 3, ["cannot read the file", "nope.onnx"]),
     ("export of text", ["export", str(SAMPLES / "README.md"), "{t}/b"], 3, ["not an ONNX file", "README.md"]),
-    ("export of a directory", ["export", "{t}", "{t}/b"], 3, ["the source is a directory", "next: "]),
+    ("export of a directory", ["export", "{t}", "{t}/b"], 3, ["the directory is no known source", "next: "]),
     ("a bad version", ["export", str(DIGITS), "{t}/b", "--version", "v1"], 2, ["bad version", "v1"]),
     ("a bad meta", ["export", str(DIGITS), "{t}/b", "--meta", "x"], 2, ["KEY=VALUE", "x"]),
     ("a bad shard size", ["export", str(DIGITS), "{t}/b", "--shard-size", "1XB"], 2, ["bad size", "1XB"]),

@@ -168,7 +168,7 @@ def w0(proto: ModelProto) -> TensorProto:
 
 BAD_SOURCES: list[tuple[str, Make, str]] = [
     ("a missing file", lambda p: None, "No such file"),
-    ("a directory", lambda p: p.mkdir(), "the source is a directory"),
+    ("a directory", lambda p: p.mkdir(), "the directory is no known source"),
     ("an empty file", lambda p: p.write_bytes(b""), "not an ONNX file (where: {p}; expected: an "
      "ONNX ModelProto; found: an empty file)"),
     ("text", lambda p: p.write_text("hello, world\n" * 9), "not an ONNX file"),

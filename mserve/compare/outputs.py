@@ -251,6 +251,7 @@ def _metrics(
                 yield Change(rule, where, text, f"{was[name]:.5f}", f"{now[name]:.5f}", facts)
     if not judged:
         text = (
-            f"{len(labels):,} labels fit no output: one a row, 0 and 1 for scores, 0 to K - 1 for K classes"
+            f"{len(labels):,} labels fit no output: one for each row compared (--inputs F gives rows), "
+            "0 and 1 for scores, 0 to K - 1 for K classes"
         )
         yield Change("labels-unfit", "labels", text)

@@ -54,8 +54,9 @@ def read(source: Any, partitioned: Mapping[str, PartitionedTensor] | None = None
     elif not isinstance(source, str | os.PathLike):
         raise InputError(
             "this kind of object cannot be exported",
-            expected="the path of an ONNX file, or an onnx.ModelProto",
+            expected="a path, an onnx.ModelProto, or a model of a framework that mserve knows",
             found=f"{type(source).__module__}.{type(source).__qualname__}",
+            hint=KNOWN,
         )
     else:
         path = Path(source)
@@ -73,10 +74,10 @@ def read(source: Any, partitioned: Mapping[str, PartitionedTensor] | None = None
 def _read_file(path: Path) -> bytes:
     if path.is_dir():
         raise InputError(
-            "the source is a directory",
+            "the directory is no known source",
             where=path,
-            expected="an ONNX file",
-            hint="give the .onnx file itself; convert other formats to ONNX first",
+            expected="a model's directory, or a file",
+            hint=KNOWN,
         )
     with open_input(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -90,6 +91,7 @@ def _read_file(path: Path) -> bytes:
         return file.read(size)
 
 
+KNOWN = "mserve export --list shows every source, and what it needs"
 _MAGIC = {
     b"PK\x03\x04": "a zip archive (PyTorch, Keras or npz?)",
     b"\x89HDF": "an HDF5 file (Keras?)",
@@ -103,24 +105,28 @@ def _parse(data: bytes, path: Path) -> onnx.ModelProto:
     from google.protobuf.message import DecodeError
 
     magic = next((text for start, text in _MAGIC.items() if data.startswith(start)), "")
-    hint = "mserve export reads ONNX; convert the model first" if magic else ""
     seen: set[int] = set()
     try:
         for record in protobuf.fields(data):
             seen.add(record.number)
     except protobuf.Malformed as error:
-        what = "the ONNX file is truncated" if 1 in seen and not magic else "not an ONNX file"
+        broken = 1 in seen and not magic
+        what = "the ONNX file is truncated" if broken else "no known source, and not an ONNX file"
         raise InputError(
             what,
             where=path,
             expected="a whole ONNX ModelProto",
             found=magic or f"{len(data)} bytes; {error}",
-            hint=hint or "copy or save the model again",
+            hint="copy or save the model again" if broken else KNOWN,
         ) from error
     if 7 not in seen or 8 not in seen:
         found = magic or ("an empty file" if not data else "a message without graph and opset")
         raise InputError(
-            "not an ONNX file", where=path, expected="an ONNX ModelProto", found=found, hint=hint
+            "no known source, and not an ONNX file",
+            where=path,
+            expected="an ONNX ModelProto",
+            found=found,
+            hint=KNOWN,
         )
     try:
         model: onnx.ModelProto = onnx.ModelProto.FromString(data)

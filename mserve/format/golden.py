@@ -135,4 +135,6 @@ def npz_arrays(file: BinaryIO, where: object, limit: int = MAX_UNPACKED_BYTES) -
 
 
 def _reason(error: Exception) -> Any:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    # numpy takes whatever it does not know for a pickle, and says how to run it.
+    return "not an npz archive" if text.startswith("This file contains pickled") else text
