@@ -213,6 +213,7 @@ def test_open_loop_of_a_server(server: Running) -> None:
     assert "open loop" in done.stderr
 
 
+@pytest.mark.slow
 def test_search_on_a_server(server: Running) -> None:
     slow = ("--slo", "p50=2s")  # any machine meets it, up to its capacity
     document = bench_json(server.url, "--qps", *slow, "--duration", 0.3, "--warmup", 0.2)

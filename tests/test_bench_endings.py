@@ -18,6 +18,8 @@ from server_tools import Running, serving
 
 import mserve
 
+pytestmark = pytest.mark.slow
+
 # Each mode as the options that make it one, long enough to be in the middle of it.
 MODES: dict[str, tuple[object, ...]] = {
     "closed": ("--duration", 60, "--warmup", 0),

@@ -172,6 +172,7 @@ def test_the_api_is_called(scheme: str, server: Running) -> None:
         Repository(locate(parse_url(url)[0]), "other", "load").publish()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["https", "grpcs"])
 def test_the_api_is_called_behind_tls_with_a_token(scheme: str, base: Path, tmp_path: Path) -> None:
     authority = trustme.CA()
