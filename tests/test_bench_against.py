@@ -73,6 +73,7 @@ def test_a_slower_server_is_a_regression() -> None:
     assert said[:2] == ["warming up A", "warming up B"]
 
 
+@pytest.mark.slow
 def test_a_faster_server_is_ok() -> None:
     found = compare(lambda: Timed(after(0.004)), lambda: Timed(after(0.001)), QUICK)
     assert found.code == OK
@@ -242,6 +243,7 @@ def slow_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return mserve.export(file, tmp_path_factory.mktemp("bench") / "mnist", golden=2).path
 
 
+@pytest.mark.slow
 def test_a_much_slower_bundle_fails_the_command(bundle: Path, slow_bundle: Path, root: Path) -> None:
     done = run_bench(
         bundle, "--against", slow_bundle, "--warmup", 0.2, "--metric", "p10", "--rounds", 6, "--json"

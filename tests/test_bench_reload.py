@@ -197,6 +197,7 @@ def test_the_api_is_called_behind_tls_with_a_token(scheme: str, base: Path, tmp_
 
 @pytest.mark.parametrize("protocol", ["tfs", "grpc"])
 @pytest.mark.parametrize("where", ["load", "base"])
+@pytest.mark.slow
 def test_a_server_of_our_own_is_reloaded(where: str, protocol: str, base: Path) -> None:
     """It is started so that it can be: with --admin, or with the policy that takes the newest."""
     rhythm = ("--during-reload", base if where == "base" else where, "--reload-every", 0.5)

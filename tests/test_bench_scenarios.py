@@ -98,6 +98,7 @@ def of_fake(behave: Behaviour, asked: Rules, load: Load, *, loadgen: bool = Fals
 
 
 @pytest.mark.parametrize("name", ["single-stream", "multi-stream", "server", "offline"])
+@pytest.mark.slow
 def test_loadgen_itself_agrees(name: str) -> None:
     """A server that answers after 5 ms: MLPerf's library and our own driver say the same of it.
 

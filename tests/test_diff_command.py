@@ -70,7 +70,12 @@ ERRORS = [
     ("a level that cannot be compared", ["m", "plain.onnx", "--fail-on", "assets"], 2, "leave assets out"),
     ("inputs, and no outputs", ["m", "m", "--no-outputs", "--inputs", "x.npz"], 2, "leave one of them out"),
     ("inputs that are not there", ["m", "plain.onnx", "--inputs", "x.npz"], 3, "cannot read"),
-    ("a page that cannot be written", ["m", "m", "--html", "absent/x.html"], 4, "cannot write the page"),
+    (
+        "a page that cannot be written",
+        ["m", "m", "--html", "absent/x.html"],
+        4,
+        "the output cannot be written",
+    ),
 ]
 
 

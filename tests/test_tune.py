@@ -138,6 +138,7 @@ def test_what_is_tried() -> None:
 FIXED, ROW = 2 * MS, 0.05 * MS
 
 
+@pytest.mark.slow
 def test_where_batches_pay_the_largest_ones_carry_what_arithmetic_says() -> None:
     """t(n) = a + n * b: batches of m rows carry m / (a + m * b), the more the larger m is."""
     search = searched(exact(lambda n: FIXED + n * ROW), "p99<100ms")
@@ -148,6 +149,7 @@ def test_where_batches_pay_the_largest_ones_carry_what_arithmetic_says() -> None
     assert alone.rate == pytest.approx(1 / (FIXED + ROW) * 1e9, rel=0.1)
 
 
+@pytest.mark.slow
 def test_where_batches_cost_more_than_they_save_there_are_none() -> None:
     """t(n) = n * n: a batch of m rows carries 1 / m."""
     search = searched(exact(lambda n: n * n * MS, 16), "p99<40ms")
@@ -157,6 +159,7 @@ def test_where_batches_cost_more_than_they_save_there_are_none() -> None:
     assert 850 < best[0].rate < 1000
 
 
+@pytest.mark.slow
 def test_two_workers_carry_twice_as_much() -> None:
     rates = []
     for workers in (1, 2):
