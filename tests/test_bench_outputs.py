@@ -24,7 +24,6 @@ from hypothesis import strategies as st
 
 from mserve.bench import assertions, exports, hdr, html
 from mserve.bench.glance import glance
-from mserve.bench.outfiles import OutFiles
 from mserve.bench.quantiles import NEVER_NS
 from mserve.bench.recorder import INTERRUPTED, OK, PENDING, UNFINISHED
 from mserve.bench.reload import Side, Swaps, Window
@@ -35,6 +34,7 @@ from mserve.bench.slo import parse as parse_slo
 from mserve.bench.svg import linear, logarithmic, nines
 from mserve.bench.verdict import Load, Measurement
 from mserve.errors import EnvironmentProblem, UsageError
+from mserve.outfiles import OutFiles
 
 SIDE = Side(0, 0, ())
 EVIL = '<script>alert("x")</script>&\x1b[31m'
@@ -396,3 +396,14 @@ def test_outputs_are_readable_by_others_who_may(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_what_is_no_regular_file_is_written_to_as_it_is(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with OutFiles([pipe]) as files:
+        files.write(pipe, ["whole"])
+    assert os.read(reader, 100) == b"whole"
+    assert pipe.is_fifo()
+    os.close(reader)

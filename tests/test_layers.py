@@ -29,7 +29,7 @@ LAYERS = (
     ("numerics", "statistics", "rows"),
     ("tensors",),
     ("padding", "sparse", "dtypes"),
-    ("files",),
+    ("files", "outfiles"),
     ("errors",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

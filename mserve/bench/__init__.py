@@ -28,6 +28,6 @@ What it amounts to (pure):
     search, scenario, loadgen           the highest rate; MLPerf's rules, and its own library
     against, paired, baseline           whether B is slower than A
     report, result, target_facts, swap_text, glance     for people and for `--json`
-    html, charts, svg, exports, hdr, outfiles           files
+    html, charts, svg, exports, hdr                     files
     environment             the circumstances
 """

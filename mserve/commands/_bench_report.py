@@ -15,9 +15,9 @@ from ._bench_load import show_scenario
 
 if TYPE_CHECKING:
     from ..bench.assertions import Assertion, Outcome
-    from ..bench.outfiles import OutFiles
     from ..bench.report import Report
     from ..bench.result import Result
+    from ..outfiles import OutFiles
 
 LOAD = "How the load is made"
 DEMANDS = "What the result must be"
@@ -97,7 +97,7 @@ class Wanted:
 
     def files(self) -> OutFiles:
         """The files to write, opened before anything is measured."""
-        from ..bench.outfiles import OutFiles
+        from ..outfiles import OutFiles
 
         return OutFiles([p for p in (self.html, self.csv, self.hdr, self.junit) if p is not None])
 

@@ -16,12 +16,12 @@ from ._options import with_options
 
 if TYPE_CHECKING:
     from ..bench.opening import Ask
-    from ..bench.outfiles import OutFiles
     from ..bench.report import Report
     from ..bench.result import Result
     from ..bench.slo import Slo
     from ..bench.targets import Target
     from ..bench.verdict import Load
+    from ..outfiles import OutFiles
 
 AUTO = "auto"
 SWEEP_MAX = 1000

@@ -77,8 +77,8 @@ def command(
     Exit 0: compared, and nothing of what --fail-on names; 1: some of it; 3: not a readable model.
     """
     from .. import compare
-    from ..bench.outfiles import OutFiles
     from ..compare.change import check_fail_on
+    from ..outfiles import OutFiles
 
     wanted = check_fail_on(fail_on or [])
     if outputs is False and (inputs or labels):

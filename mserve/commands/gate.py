@@ -103,7 +103,7 @@ def command(
 
     Exit 0: PASS, or INCONCLUSIVE without --strict; 1: FAIL; 2: bad options; 3: a bad model or policy.
     """
-    from ..bench.outfiles import OutFiles
+    from ..outfiles import OutFiles
     from ..workflows.gate import Options, gate
     from ..workflows.reports import RENDERERS
 

@@ -1,7 +1,8 @@
 """Output files: opened before the run, so that none is measured in vain; complete, or not there.
 
 Each file is written beside its place under another name and then renamed, so that nobody
-reads half a report, and an older one stays whole if the disk is full.
+reads half a report, and an older one stays whole if the disk is full. What is no regular
+file, such as a pipe or /dev/null, is written to as it is.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ..errors import EnvironmentProblem, UsageError
+from .errors import EnvironmentProblem, UsageError
 
 
 class OutFiles:
@@ -51,17 +52,21 @@ class OutFiles:
             with open(handle, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
                 file.writelines(parts)
                 file.flush()
-                os.fsync(handle)
-            os.replace(draft, path)
+                if draft:
+                    os.fsync(handle)
+            if draft:
+                os.replace(draft, path)
         except OSError as error:
-            with suppress(OSError):
-                os.unlink(draft)
+            _unlink(draft)
             raise _cannot(path, error) from error
 
     def _open(self, path: Path) -> None:
         if path.is_dir():
             raise EnvironmentProblem("the output is a directory", where=path, hint="name a file in it")
         try:
+            if path.exists() and not path.is_file():
+                self._drafts[path] = os.open(path, os.O_WRONLY), ""
+                return
             handle, draft = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".draft", dir=path.parent)
         except OSError as error:
             raise _cannot(path, error) from error
@@ -73,9 +78,14 @@ class OutFiles:
     def _discard(self) -> None:
         for handle, draft in self._drafts.values():
             os.close(handle)
-            with suppress(OSError):
-                os.unlink(draft)
+            _unlink(draft)
         self._drafts.clear()
+
+
+def _unlink(draft: str) -> None:
+    if draft:
+        with suppress(OSError):
+            os.unlink(draft)
 
 
 def _cannot(path: Path, error: OSError) -> EnvironmentProblem:
