@@ -237,10 +237,14 @@ def test_a_bundle_in_process(bundle: Path) -> None:
     assert report["verdict"]["code"] in ("pass", "unstable", "inconclusive")
 
 
-def test_the_closed_loop_and_the_search_in_process(bundle: Path) -> None:
+def test_the_closed_loop_in_process(bundle: Path) -> None:
     [report] = bench_json(bundle, *QUICK)["reports"]
     assert report["requests"]["ok"] == report["requests"]["total"] > 100
     assert report["server"]["mean_queue_ms"] >= 0.0
+
+
+@pytest.mark.slow
+def test_the_search_in_process(bundle: Path) -> None:
     found = run_bench("--qps", bundle, "--slo", "p50=2s", "--duration", 0.3, "--warmup", 0.2)
     assert found.returncode == 0, found.stderr
     assert "highest rate: " in found.stdout.splitlines()[-2]

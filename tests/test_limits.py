@@ -74,7 +74,12 @@ def everything(link: socket.socket) -> bytes:
 
 
 def in_flight(server: Running, count: int) -> None:
-    line = f'in_flight{{model="pick",version="1"}} {count:.1f}'.encode()
+    metric(server, "in_flight", count)
+
+
+def metric(server: Running, name: str, value: float) -> None:
+    """Wait until it has this value."""
+    line = f'{name}{{model="pick",version="1"}} {value:.1f}'.encode()
     server.wait_until(lambda: line in server.get("/metrics").body)
 
 
@@ -86,7 +91,7 @@ def test_what_comes_out_of_a_compressed_body_counts(slow: Running) -> None:
     with connect(slow) as first, connect(slow) as second:
         first.sendall(request)
         second.sendall(request)
-        in_flight(slow, 2)
+        metric(slow, "queue_rows", 2)  # in flight they are as soon as their heads are read
         third = slow.ask("POST", "/v1/models/pick:predict", body, headers)
         assert (third.status, TOO_MANY in third.error) == (429, True)
         assert {link.recv(12) for link in (first, second)} == {b"HTTP/1.1 200"}

@@ -23,7 +23,7 @@ from mserve.format.collector import collect
 from mserve.format.digests import file_digest
 from mserve.format.writer import stage
 
-KILLS = int(os.environ.get("MSERVE_KILLS", "30"))
+KILLS = int(os.environ.get("MSERVE_KILLS", "8"))
 
 
 @pytest.fixture(scope="module")
@@ -75,15 +75,16 @@ def test_a_writer_killed_at_a_random_moment(writers: Writers, source: Path, tmp_
         check_and_go_on(base, writers, source)
 
 
-def test_a_writer_killed_at_every_step(writers: Writers, mlp_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stride", [6, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_writer_killed_at_every_step(writers: Writers, mlp_file: Path, tmp_path: Path, stride: int) -> None:
     """A step is each time that the export opens, makes, locks, renames, changes or removes something."""
     source = mlp_file
     whole = writers.export(source, tmp_path / "whole")
     assert whole.version == 1
     published = []
     steps = range(1, whole.steps + 1)
-    # The first steps only import and read; those around the writing are taken one by one.
-    for step in [*steps[:-60:10], *steps[-60:]]:
+    # The first steps only import and read; those around the writing are taken one by one where there is time.
+    for step in [*steps[: -60 : 10 * stride], *steps[-60:-1:stride], steps[-1]]:
         base = tmp_path / f"base-{step}"
         ended = writers.export(source, base, die_at=step)
         assert ended.killed

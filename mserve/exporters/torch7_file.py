@@ -166,7 +166,8 @@ class Ascii(Binary):
             raise self.fail("numbers that are there", count)
         if kind[1] == "i":
             return np.array(self.longs(count), np.int64)
-        return np.array([self.double() for _ in range(count)], kind)
+        with np.errstate(over="ignore"):  # too large for float32 is infinite, as in a binary file
+            return np.array([self.double() for _ in range(count)], kind)
 
 
 def parse(data: bytes, where: str) -> Any:

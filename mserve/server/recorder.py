@@ -154,7 +154,7 @@ class Recorder:
         return page | ({"error": known.error} if known.error else {})
 
     def latest(self) -> Iterator[dict[str, Any]]:
-        """The last batches, the newest first."""
+        """The last batches, that which ended last first."""
         return (run.to_json() for run in reversed(self._runs.values()))
 
     def _meanwhile(self, known: Answered) -> dict[str, int]:
