@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mserve.batching.batcher import Batch, Batcher, Entry, Limits
+from mserve.batching.batcher import INLINE_RUN_NS, Batch, Batcher, Entry, Limits
 from mserve.batching.times import Times
 from mserve.errors import Overloaded
 from mserve.loader.servable import Batching, Stats
@@ -232,6 +232,29 @@ def test_what_was_slow_on_the_loop_is_tried_there_again() -> None:
     assert 50 < times.inline[1] < 150, "a worker's runs make it worth a try"
     times.learn(1, 1000, inline=False)
     assert times.inline[1] < 150, "and never tell that it is not"
+
+
+def test_one_run_that_the_system_interrupted_is_not_taken_for_the_model() -> None:
+    times = Times()
+    for run_ns in [100] * 10 + [50_000]:
+        times.learn(16, run_ns, inline=True)
+    assert times.inline[5] <= 125
+    assert times.runs[5] == 50_000, "who has a deadline wants the worst"
+    for _ in range(20):
+        times.learn(16, 1000, inline=True)
+    assert times.inline[5] == 1000, "what is slower than it was is known soon"
+
+
+def test_a_model_that_has_the_server_to_itself_may_hold_the_loop_for_longer() -> None:
+    batcher, one, two = Batcher(Limits(64, 0)), Model(), Model()
+    batcher.add(entry(one))
+    assert batcher.inline_room(500_000) == 500_000
+    batcher.add(entry(two))
+    assert batcher.inline_room(500_000) == INLINE_RUN_NS
+    assert batcher.inline_room(100_000) == 100_000
+    batcher.remove(lambda _: True)
+    del two
+    assert batcher.inline_room(500_000) == 500_000, "the other one is gone"
 
 
 def test_a_large_batch_of_a_short_model_is_run_on_the_loop_in_pieces() -> None:

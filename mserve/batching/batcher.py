@@ -37,6 +37,8 @@ __all__ = ["Backlog", "Batch", "Batcher", "Entry", "Limits", "Reply"]
 DEADLINE_SLACK_NS, DEADLINE_SLACK = 5_000_000, 1.25
 # Clients may make as many queues as there are sizes; so many are looked at for a run on the loop.
 QUEUES_TRIED = 64
+# Of several servables none may hold the event loop for longer.
+INLINE_RUN_NS = 150_000
 # What a run is charged of which nothing is known yet.
 UNKNOWN_RUN_NS = 1_000_000
 # What is run in pieces is run in pieces of at least half of 2 ** PIECE_BITS rows.
@@ -169,6 +171,13 @@ class Batcher:
                     batch.inline = short > 0
                     return batch
         return None
+
+    def inline_room(self, left_ns: int) -> int:
+        """The longest predicted run that may be made on the event loop, where `left_ns` are left of a turn.
+
+        One servable that has the server to itself may take all of it: only its own requests wait.
+        """
+        return left_ns if len(self._flows) == 1 else min(INLINE_RUN_NS, left_ns)
 
     def ran(self, batch: Batch, run_ns: int, *, failed: bool = False) -> None:
         """Note how long a batch has run: for predictions, and for its servable's share."""

@@ -3,9 +3,10 @@
 Everything here but `_work` runs on the event-loop thread, which owns the queues: no
 locks. All requests that arrive in one tick of the loop are queued first; then `_pump`
 closes batches while an executor is free. The loop thread is itself an executor, for
-batches that are surely shorter than a hand-over to a thread: a predicted time of at
-most INLINE_RUN_NS, weights in private memory (a mapped page might have to come from the
-disk), and at most INLINE_TICK_NS in one tick, so that sockets are served in between.
+batches that are shorter than a hand-over to a thread, or that nobody else waits for: a
+predicted time of at most INLINE_RUN_NS where several models are served, weights in
+private memory (a mapped page might have to come from the disk), and at most
+INLINE_TICK_NS in one tick, so that sockets are served in between.
 
 Worker threads need the interpreter's lock when a run ends. A loop that always has
 something to do hands it over every 5 ms at best, so while a run is outstanding the loop
@@ -33,7 +34,6 @@ from .batcher import Batch, Batcher, Entry, Limits
 
 log = logging.getLogger("mserve")
 
-INLINE_RUN_NS = 150_000
 INLINE_TICK_NS = 500_000
 # So few requests seldom fill a queue; when they are queued, that is looked at again.
 FEW = 64
@@ -147,11 +147,11 @@ class Executor:
         self._pumping = False
         now = time.monotonic_ns()
         batcher, left = self.batcher, INLINE_TICK_NS
-        room = INLINE_RUN_NS
+        room = batcher.inline_room(left)
         while batch := batcher.next_batch(now, free=self._free > 0, room_ns=room, rest_ns=left):
             if batch.inline:
                 left -= int(batch.charged_ns)
-                room = min(INLINE_RUN_NS, left)
+                room = batcher.inline_room(left)
                 # An answer may have caused the next request, so the time is read again.
                 self._start(batch, time.monotonic_ns())
                 batch.entries[0].servable.stats.inline += 1

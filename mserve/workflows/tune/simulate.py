@@ -21,7 +21,7 @@ import numpy as np
 
 from ...batching.batcher import Batcher, Entry, Limits
 from ...batching.entry import Batch
-from ...batching.executor import INLINE_RUN_NS, INLINE_TICK_NS
+from ...batching.executor import INLINE_TICK_NS
 from ...bench.quantiles import NEVER_NS, Ints, nearest_rank
 from ...bench.schedule import Times
 from ...errors import Overloaded
@@ -204,11 +204,11 @@ class _Simulation:
     def _pump(self, now: float) -> float:
         """Close batches while an executor is free for them; returns the time when that is done."""
         batcher, left, start = self.batcher, INLINE_TICK_NS, int(now)
-        room = INLINE_RUN_NS
+        room = batcher.inline_room(left)
         while batch := batcher.next_batch(start, free=self.free > 0, room_ns=room, rest_ns=left):
             if batch.inline:
                 left -= int(batch.charged_ns)
-                room = min(INLINE_RUN_NS, left)
+                room = batcher.inline_room(left)
                 run = self._pick(self.system.runs(batch.rows + batch.padding))
                 now = self._finish(batch, now + run, run)
             else:
