@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 from pathlib import Path
 from typing import BinaryIO
 
-from .errors import EnvironmentProblem, InputError
+from .errors import InputError
 
 MAX_INPUT_BYTES = 2**31 - 1
 
@@ -48,24 +47,3 @@ def read_text(path: Path, limit: int = MAX_INPUT_BYTES) -> str:
         return read_input(path, limit).decode()
     except UnicodeDecodeError as error:
         raise InputError("the file is not UTF-8 text", where=path, found=error) from error
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that is there whole or not at all: under another name beside it, then renamed.
-
-    What is no regular file, such as a pipe, is written to as it is. Raises EnvironmentProblem.
-    """
-    beside = path.with_name(f".{path.name[:100]}.{os.getpid()}")
-    target = path if path.exists() and not path.is_file() else beside
-    try:
-        with target.open("wb") as file:
-            file.write(data)
-        if target is beside:
-            os.replace(beside, path)
-    except OSError as error:
-        if target is beside:
-            with contextlib.suppress(OSError):
-                beside.unlink()
-        raise EnvironmentProblem(
-            "cannot write the file", where=path, found=error.strerror or error
-        ) from error

@@ -45,12 +45,15 @@ class OutFiles:
     ) -> None:
         self._discard()
 
-    def write(self, path: Path, parts: Iterable[str]) -> None:
-        """Write a whole text to one of the places. Raises EnvironmentProblem."""
+    def write(self, path: Path, parts: Iterable[str] | bytes) -> None:
+        """Write all of a text, or bytes, to one of the places. Raises EnvironmentProblem."""
         handle, draft = self._drafts.pop(path)
         try:
-            with open(handle, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-                file.writelines(parts)
+            with open(handle, "wb") as file:
+                if isinstance(parts, bytes):
+                    file.write(parts)
+                else:
+                    file.writelines(part.encode("utf-8", "backslashreplace") for part in parts)
                 file.flush()
                 if draft:
                     os.fsync(handle)

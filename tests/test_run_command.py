@@ -11,6 +11,7 @@ import pty
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from test_commands import run
 import mserve
 from mserve import cli
 from mserve.errors import EnvironmentProblem, InputError, MserveError
-from mserve.files import write_whole
+from mserve.outfiles import OutFiles
 from mserve.readers.csv_arrays import read_csv
 from mserve.tensors import Signature, TensorSpec
 
@@ -228,18 +229,27 @@ def test_many_rows_of_a_bundle_are_run_in_pieces(place: Path, tmp_path: Path) ->
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     """What was there stays until the new bytes are; what is no regular file is written to as it is."""
-    path = tmp_path / "y.npz"
+    path, taken, device = tmp_path / "y.npz", tmp_path / "taken", Path(os.devnull)
     path.write_bytes(b"before")
-    write_whole(path, b"after")
+    taken.mkdir()
+    with OutFiles([path, device]) as files:
+        assert path.read_bytes() == b"before"
+        files.write(path, b"after")
+        files.write(device, b"x")
     assert path.read_bytes() == b"after"
-    (tmp_path / "taken").mkdir()
-    with pytest.raises(EnvironmentProblem, match="cannot write"):
-        write_whole(tmp_path / "taken", b"x")
-    with pytest.raises(EnvironmentProblem, match="cannot write"):
-        write_whole(path / "below", b"x")
-    write_whole(Path(os.devnull), b"x")
+    for place, said in ((taken, "is a directory"), (path / "below", "cannot be written")):
+        with pytest.raises(EnvironmentProblem, match=said), OutFiles([place]):
+            pass
+    with OutFiles([path]), suppress(InputError):
+        raise InputError("the run failed")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["taken", "y.npz"]
-    assert not Path(os.devnull).is_file()
+    assert path.read_bytes() == b"after"
+    assert not device.is_file()
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_run(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentProblem, match="cannot be written"):
+        does(place / "shop", "--inputs", tmp_path / "missing.jsonl", "--output", tmp_path / "no" / "y.npz")
 
 
 # --- images and raw values
@@ -435,7 +445,7 @@ WRONG = [
     ("a comparison with a device that is absent", ["--compare-with", "cuda:99"], 4, "device cuda:99"),
     ("outputs in a file of another kind", ["--output", "y.txt"], 2, ".npz, .npy, .json, .jsonl"),
     ("two outputs in one array", ["--output", "y.npy"], 2, "holds one output"),
-    ("outputs in a directory that is absent", ["--output", "no/y.npz"], 4, "cannot write"),
+    ("outputs in a directory that is absent", ["--output", "no/y.npz"], 4, "cannot be written"),
     ("pixels that are no range", ["--pixels", "1"], 2, "0..1"),
     ("an unknown kind", ["--input-format", "xml"], 2, "npz, npy"),
     ("an unknown signature", ["--signature", "s"], 3, "serving_default"),

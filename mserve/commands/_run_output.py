@@ -40,19 +40,16 @@ def answer(request: Request, outputs: Outputs) -> bytes:
     return tfs_json.encode(outputs, rows=rows and len({x.shape[:1] for x in outputs.values()}) == 1)
 
 
-def write(path: Path, requests: Sequence[Request], answers: Sequence[Outputs]) -> None:
-    """Write outputs to a file, whole or not at all. Raises EnvironmentProblem, InputError, UsageError."""
-    from ..files import write_whole
-
+def encoded(path: Path, requests: Sequence[Request], answers: Sequence[Outputs]) -> bytes:
+    """Outputs as the content of a file of this name. Raises InputError, UsageError."""
     if path.suffix in (".npz", ".npy"):
-        write_whole(path, _arrays(path, answers))
-        return
+        return _arrays(path, answers)
     if path.suffix == ".json" and len(requests) > 1:
         raise UsageError(
             "a .json file holds one answer", found=f"{len(requests)} requests", hint="write a .jsonl file"
         )
     lines = [answer(request, outputs) for request, outputs in zip(requests, answers, strict=True)]
-    write_whole(path, b"".join(line + b"\n" for line in lines))
+    return b"".join(line + b"\n" for line in lines)
 
 
 def _arrays(path: Path, answers: Sequence[Outputs]) -> bytes:

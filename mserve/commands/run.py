@@ -109,6 +109,7 @@ def _options(kind: str, images: ImageOptions) -> Options:
 
 def _run(bundle: Path, device: str, asked: _Asked, options: Options, comparison: _Comparison | None) -> bool:
     """Run, write, compare and print; whether the two that were compared part."""
+    from ..outfiles import OutFiles
     from ..readers.arrays import read_arrays
     from ..workflows.parting import open_other
     from ..workflows.subject import open_subject
@@ -117,10 +118,11 @@ def _run(bundle: Path, device: str, asked: _Asked, options: Options, comparison:
     name, spec = subject.signature(asked.signature)
     tensors = list(dict.fromkeys(t for text in asked.intermediate for t in subject.inside(text)))
     other = open_other(comparison.other, subject) if comparison else None
-    requests = read_arrays(asked.inputs, name, spec, options)
-    answers = [_answered(subject, request, name, tensors) for request in requests]
-    if asked.output is not None:
-        _run_output.write(asked.output, requests, answers)
+    with OutFiles([asked.output] if asked.output else []) as files:
+        requests = read_arrays(asked.inputs, name, spec, options)
+        answers = [_answered(subject, request, name, tensors) for request in requests]
+        if asked.output is not None:
+            files.write(asked.output, _run_output.encoded(asked.output, requests, answers))
     bundle_of = subject.model.bundle
     facts: dict[str, Any] = {
         "path": str(subject.model.path),
