@@ -157,44 +157,40 @@ def ids(setting: Setting) -> None:
 
 
 def openloop(setting: Setting) -> None:
-    """p99 from the time when a request was due, at 60 % of the most that it does."""
+    """p99 from the time when a request was due, at 60 % of the most that it answers to the same client."""
     report, work = setting.report, setting.work
     report.begin("openloop", f"p99 at {OPEN_SHARE:.0%} of the highest rate, Poisson arrivals, mserve bench")
+    inputs = work / "open.npz"
+    np.savez(inputs, images=image())
     with serving_mlp(work) as ours:
-        script = constant_script(work, "open", small_requests()["JSON"])
-        most = interleaved(
-            {"most": partial(wrk, ours.process.pid, ours.port, script, 64)}, setting.rounds, setting.seconds
-        )["most"]
-        report.loads("JSON c64, closed loop", most)
-        rate = OPEN_SHARE * statistics.median(load.rate for load in most)
-        late = [_open_p99(setting, ours, rate) for _ in range(setting.rounds)]
-        report.bar(f"JSON: p99 in ms at {rate:,.0f}/s", late, "<=", OPEN_P99_MS)
-    report.skip("v2 binary", "mserve bench asks over TensorFlow Serving's REST only")
+        for name, protocol in (("JSON", "tfs"), ("binary", "oip-binary")):
+            asked = partial(_bench, setting, ours, "--protocol", protocol, "--inputs", str(inputs))
+            most = [asked("--concurrency", "64")["rates"]["ok"] for _ in range(setting.rounds)]
+            report.figure(f"{name} c64, closed loop", most, "/s")
+            rate = OPEN_SHARE * statistics.median(most)
+            late = [_open_p99(report, asked("--qps", f"{rate:.0f}")) for _ in range(setting.rounds)]
+            report.bar(f"{name}: p99 in ms at {rate:,.0f}/s", late, "<=", OPEN_P99_MS)
 
 
-def _open_p99(setting: Setting, ours: Server, rate: float) -> float:
-    request = setting.work / "open.json"
-    request.write_bytes(small_requests()["JSON"].body)
+def _bench(setting: Setting, ours: Server, *options: str) -> dict[str, Any]:
+    """What `mserve bench` reports of one load."""
     command = [sys.executable, "-m", "mserve", "bench", f"http://127.0.0.1:{ours.port}", "--json"]
-    command += [
-        "--qps",
-        f"{rate:.0f}",
-        "--duration",
-        str(max(2.0, setting.seconds)),
-        "--inputs",
-        str(request),
-    ]
+    command += ["--duration", str(max(2.0, setting.seconds)), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if not done.stdout:
         raise RuntimeError(done.stderr)
-    told = json.loads(done.stdout)
-    point = told["reports"][0]
+    told: dict[str, Any] = json.loads(done.stdout)["reports"][0]
+    return told
+
+
+def _open_p99(report: Report, point: dict[str, Any]) -> float:
+    """The p99 of a run in milliseconds; infinite where it could not take the rate."""
     verdict, client = point["verdict"], point["client"]
-    setting.report.say(
+    report.say(
         f"bench: verdict {verdict['code']} {verdict['reason'] or ''}; {point['rates']['ok']:,.0f}/s, "
         f"requests {client['lag_p99_ms']:.2f} ms late (p99), client CPU {client['cpu_share']:.0%}"
     )
-    if verdict["code"] == "unstable":  # it could not take this rate: latency grew until the end
+    if verdict["code"] == "unstable":  # latency grew until the end
         return float("inf")
     return _p99(point["latency"])
 
