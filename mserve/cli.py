@@ -71,14 +71,14 @@ def build() -> typer.Typer:
 
 
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
-_QPS_VALUE = re.compile(rf"auto|{_NUMBER}(?::{_NUMBER}:{_NUMBER})?")
+_QPS_VALUE = re.compile(rf"auto|{_NUMBER}(?::{_NUMBER}:{_NUMBER}|[a-zA-Z]{{1,3}})?")
 
 
 def with_qps_value(arguments: Sequence[str]) -> list[str]:
     """The command line with each bare `--qps` of bench made `--qps auto`.
 
     Typer has no option with an optional value. What follows `--qps` is its value only if
-    it reads as one: a number, LO:HI:STEP or auto.
+    it reads as one: a number, LO:HI:STEP or auto; or as meant for one, such as 1k, which is refused later.
     """
     result: list[str] = []
     bench = False

@@ -64,6 +64,7 @@ def server(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
         ("bench --qps .5 B", "bench --qps .5 B"),
         ("bench --qps -5 B", "bench --qps -5 B"),
         ("bench B --qps=200", "bench B --qps=200"),
+        ("bench --qps 1k B", "bench --qps 1k B"),
         ("bench B --qps auto", "bench B --qps auto"),
         ("bench B --qps 100:500:100", "bench B --qps 100:500:100"),
         ("bench --qps http://h:1 --seed 2", "bench --qps auto http://h:1 --seed 2"),

@@ -285,6 +285,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
     recorder = seen.phase.recorder
     where = str(target.get("url") or target.get("path") or "")
     answered = ", ".join(f"version {v}: {n:,}" for v, n in sorted(seen.versions.items()))
+    right = " and as they should be" if target.get("verified") else ""
     what = [f"model {target['model']}", f"{target['rows']} row(s)" if target.get("rows") else ""]
     what.append(f"on {target['device']}" if target.get("device") else "")
     rows = [
@@ -294,7 +295,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("load", f"{report.load}, seed {report.load.seed}" if report.load.rate else str(report.load)),
         ("cold start", show(seen.cold_ns)),
         ("warm-up", _warmup_text(seen)),
-        ("requests", f"{report.total:,}: {report.ok:,} ok, {report.total - report.ok:,} failed"),
+        ("requests", f"{report.total:,}: {report.ok:,} ok{right}, {report.total - report.ok:,} failed"),
     ]
     rows[2:2] = target_rows(target)
     rows += [(f"failed: {e['class']}", f"{e['count']:,}: {e['message'][:200]}") for e in report.errors()]

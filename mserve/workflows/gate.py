@@ -182,7 +182,7 @@ def _latency(
         found.reasons += reasons.found
         found.steps.append(Step(LATENCY, why, False))
         return
-    progress(LATENCY)
+    progress(f"{LATENCY}: both in turn, for at most {asked.limit_s:g} s and what starting takes (--latency)")
     began = time.monotonic()
     request |= {"looks": asked.looks, "limit_s": asked.limit_s}
     answer = apart(LATENCY, request, asked.limit_s + SLACK_S)
