@@ -8,7 +8,7 @@ size, and the same size wherever the symbol stands in one signature's inputs), o
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -162,6 +162,8 @@ class Signature:
     joined along axis 0 of every input and split along axis 0 of every output; it is
     None when each request must run alone. `inputs` are the arrays of a request: those of the
     `sparse` inputs stand in it as their parts (see `sparse.py`), such as `features.ids`.
+    `examples`, where it is not empty, is the name under which a predict request may carry
+    serialised tf.Examples instead of the inputs, as clients of the original graph do.
     """
 
     method: str
@@ -169,6 +171,7 @@ class Signature:
     outputs: Mapping[str, TensorSpec]
     batch_axis: int | None = None
     sparse: Mapping[str, Sparse] = field(default_factory=dict)
+    examples: str = ""
 
     @classmethod
     def of(
@@ -210,6 +213,7 @@ class Signature:
             "batch_axis": self.batch_axis,
             "inputs": {alias: port.to_json() for alias, port in self.ports().items()},
             "outputs": {alias: spec.to_json() for alias, spec in self.outputs.items()},
+            **({"examples": self.examples} if self.examples else {}),
         }
 
     @classmethod
@@ -235,11 +239,16 @@ class Signature:
             found = cls.of(method, inputs, outputs, axis)
         except ValueError as error:
             raise MetaGraphMalformed("two inputs have one name", where=where, expected=error) from error
+        examples = value.get("examples", "")
+        if not isinstance(examples, str) or examples in inputs or examples in found.inputs:
+            raise MetaGraphMalformed(
+                "bad examples", where=where, expected="a name that is no input's", found=examples
+            )
         for alias, problem in pad_problems(found.inputs):
             raise MetaGraphMalformed(
                 "inputs cannot be padded so", where=f"{where}.inputs.{alias}", found=problem
             )
-        return found
+        return replace(found, examples=examples)
 
 
 def _port(value: Any, where: str) -> TensorSpec | Sparse:

@@ -138,6 +138,9 @@ PORTS = [
     ("an output's shape is fixed", with_output(y=spec("N", "K")), BASE, ["output-narrowed"]),
     ("labels are new", BASE, with_output(y=spec("N", 2, labels="l.txt")), ["labels-added"]),
     ("labels are gone", with_output(y=spec("N", 2, labels="l.txt")), BASE, ["labels-removed"]),
+    ("serialised examples are taken", BASE, replace(BASE, examples="e"), ["examples-added"]),
+    ("and no longer", replace(BASE, examples="e"), BASE, ["examples-removed"]),
+    ("or by another name", replace(BASE, examples="e"), replace(BASE, examples="f"), ["examples-removed"]),
     (
         "labels in another file",
         with_output(y=spec("N", 2, labels="l.txt")),

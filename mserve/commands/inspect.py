@@ -121,6 +121,7 @@ def _show(facts: dict[str, Any]) -> None:
     ports = []
     for name, signature in facts["signatures"].items():
         batch = "" if signature["batch_axis"] is None else ", batched"
+        batch += f", or serialised {signature['examples']}" if signature.get("examples") else ""
         ports += _describe.port_rows(f"{name} ({signature['method']}{batch})", signature)
     _output.table(_describe.PORT_COLUMNS, ports)
     files = [

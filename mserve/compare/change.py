@@ -70,6 +70,8 @@ TABLE: dict[str, Rule] = {
     "output-rank": Rule(SIGNATURE, BREAKING, "an output has another number of axes"),
     "output-widened": Rule(SIGNATURE, BREAKING, "an output may have shapes that it never had"),
     "output-narrowed": Rule(SIGNATURE, COMPATIBLE, "an output has some of the shapes that it could have"),
+    "examples-removed": Rule(SIGNATURE, BREAKING, "predict requests with serialised examples are refused"),
+    "examples-added": Rule(SIGNATURE, COMPATIBLE, "predict requests may carry serialised examples"),
     "labels-removed": Rule(SIGNATURE, BREAKING, "an output has no labels any more"),
     "labels-added": Rule(SIGNATURE, COMPATIBLE, "an output has labels now"),
     "labels-file": Rule(SIGNATURE, NONE, "an output's labels stand in another file (see its lines)"),

@@ -119,6 +119,9 @@ def _signature(one: Signature, two: Signature, pair: Pair, *, same_kind: bool) -
     name = pair.old
     if one.method != two.method:
         yield Change("method-changed", name, "the method is another", one.method, two.method)
+    if one.examples != two.examples:
+        rule = "examples-removed" if one.examples else "examples-added"
+        yield Change(rule, name, "another name for serialised examples", one.examples, two.examples)
     yield from _side(name, "input", (one.inputs, two.inputs), pair.inputs)
     yield from _side(name, "output", (one.outputs, two.outputs), pair.outputs)
     symbols: dict[str, set[Dim]] = {}

@@ -174,12 +174,13 @@ def with_batch_axis(signature: Signature) -> Signature:
     def rename(port: Any) -> Any:
         return replace(port, shape=(name, *port.shape[1:]) if port.shape else port.shape)
 
-    return Signature.of(
+    found = Signature.of(
         signature.method,
         {a: rename(port) for a, port in signature.ports().items()},
         {a: rename(s) for a, s in signature.outputs.items()},
         0,
     )
+    return replace(found, examples=signature.examples)
 
 
 def _first_run(signature: Signature, run: Run, rows: int) -> tuple[int | None, dict[str, Array]]:

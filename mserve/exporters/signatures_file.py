@@ -53,7 +53,7 @@ def read_toml(path: Path, graph: onnx.GraphProto) -> dict[str, Signature]:
 def _from_table(table: Any, known: Mapping[str, TensorSpec], where: str) -> Signature:
     if not isinstance(table, dict):
         raise UsageError("a signature is not a table", where=where)
-    _only(table, ("method", "batch_axis", *SIDES), where)
+    _only(table, ("method", "batch_axis", "examples", *SIDES), where)
     method = table.get("method", "predict")
     if method not in METHODS:
         raise UsageError("unknown method", where=where, expected=", ".join(METHODS), found=method)
@@ -67,6 +67,7 @@ def _from_table(table: Any, known: Mapping[str, TensorSpec], where: str) -> Sign
         signature = Signature.of(method, inputs, outputs, axis)
     except ValueError as error:
         raise UsageError("two inputs have one name", where=where, expected=error) from error
+    signature = replace(signature, examples=_examples(table.get("examples", ""), signature, where))
     for alias, problem in pad_problems(signature.inputs):
         raise UsageError("inputs cannot be padded so", where=f"{where}.inputs.{alias}", found=problem)
     _check_method(signature, where)
@@ -79,6 +80,13 @@ def _from_table(table: Any, known: Mapping[str, TensorSpec], where: str) -> Sign
             found=", ".join(f"{alias}: {show_shape(spec.shape)}" for alias, spec in specs.items()),
         )
     return signature
+
+
+def _examples(name: Any, signature: Signature, where: str) -> str:
+    """The name under which predict requests may carry serialised examples."""
+    if not isinstance(name, str) or name in signature.inputs or name in signature.sparse:
+        raise UsageError("bad examples", where=where, expected="a name that is no input's", found=name)
+    return name
 
 
 def _inputs(table: Mapping[str, Any], known: Mapping[str, TensorSpec], where: str) -> Ports:

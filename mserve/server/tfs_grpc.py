@@ -17,7 +17,7 @@ from ..errors import FailedPrecondition, MserveError, NotFound, RequestError, Un
 from ..front import Query
 from ..loader.servable import Servable
 from ..tensors import Array, Signature
-from ..wire import tfs_examples, tfs_json, tfs_proto
+from ..wire import tfs_examples, tfs_json, tfs_proto, tfs_serialised
 from ..wire.messages import message
 from . import tfs_methods
 from .calls import Call, Calls
@@ -168,8 +168,11 @@ class Predict(TfsCall):
         except NotFound as error:
             raise _unknown(wanted, error) from error
         tfs_json.check_outputs(self._message.output_filter, signature)
-        _check_aliases(self._message.inputs, signature)
-        return (Query(name, tfs_proto.to_arrays(self._message.inputs, self._limit)),)
+        arrays = tfs_serialised.of_tensor(self._message.inputs, signature)
+        if arrays is None:
+            _check_aliases(self._message.inputs, signature)
+            arrays = tfs_proto.to_arrays(self._message.inputs, self._limit)
+        return (Query(name, arrays),)
 
     def response(self, results: Sequence[Sequence[Array]]) -> Any:
         answer = message(f"{_PACKAGE}PredictResponse")(model_spec=self.spec())

@@ -25,7 +25,7 @@ import orjson
 from ..errors import RequestError
 from ..sparse import Sparse
 from ..tensors import Array, Ports, Signature, TensorSpec, check_names, show_shape
-from . import sparse_json
+from . import sparse_json, tfs_serialised
 from .json_values import check_values, is_b64, kind, to_array
 
 BYTES = "_bytes"
@@ -117,6 +117,8 @@ def inputs_of(
             "a predict request needs exactly one of 'instances' and 'inputs'",
             found="both" if rows is not None else "neither",
         )
+    if signature.examples and (found := tfs_serialised.of_json(rows, columns, signature)) is not None:
+        return found, rows is not None
     if rows is not None:
         return _from_rows(rows, signature, booleans), True
     return _from_columns(columns, signature, booleans), False

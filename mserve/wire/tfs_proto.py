@@ -114,7 +114,7 @@ def _shape(tensor: Any, alias: str) -> tuple[int, ...]:
 
 def _texts_in(tensor: Any, alias: str) -> int:
     """Elements of a tensor of text; the last one given may stand for many."""
-    return math.prod(_shape(tensor, alias)) if tensor.dtype == _numbers()["DT_STRING"] else 0
+    return math.prod(_shape(tensor, alias)) if is_text(tensor) else 0
 
 
 def _cost(tensor: Any, dtype: DType, shape: tuple[int, ...]) -> int:
@@ -286,6 +286,22 @@ def examples_of(given: Any) -> tuple[list[dict[str, list[Any]]], dict[str, list[
     examples = [_features(e, f"example {i}") for i, e in enumerate(holder.examples)]
     context = _features(holder.context, "the context") if kind == "example_list_with_context" else {}
     return examples, context
+
+
+def is_text(tensor: Any) -> bool:
+    """Whether a TensorProto is of strings."""
+    return bool(tensor.dtype == _numbers()["DT_STRING"])
+
+
+def example_of(data: bytes, where: str) -> dict[str, list[Any]]:
+    """A serialised Example's features by name. Raises RequestError."""
+    from google.protobuf.message import DecodeError
+
+    try:
+        example = message("tensorflow.Example").FromString(data)
+    except DecodeError as error:
+        raise RequestError("what is sent is no serialised tf.Example", where=where, found=error) from error
+    return _features(example, where)
 
 
 def _features(example: Any, where: str) -> dict[str, list[Any]]:
