@@ -20,8 +20,8 @@ import onnx
 from serving_tools import matmuls
 
 import mserve
-from mserve.bench.against import Comparison, Options, compare
-from mserve.bench.opening import Ask, open_target
+from mserve.bench.judgement.against import Comparison, Options, compare
+from mserve.bench.targets.opening import Ask, open_target
 
 LAYERS, WIDTH, SLOWER = 40, 192, 0.10
 

@@ -30,8 +30,8 @@ from serving_load import Load, Request, constant_script, family, h2load, settle,
 from serving_tools import Server, serving
 
 import mserve
-from mserve.bench.codecs import CODECS, Asked
-from mserve.bench.endpoint import parse_url
+from mserve.bench.requests.codecs import CODECS, Asked
+from mserve.bench.targets.endpoint import parse_url
 from mserve.wire.grpc_wire import framed
 
 MODEL = Path(__file__).resolve().parent.parent / "samples" / "digits" / "digits.onnx"

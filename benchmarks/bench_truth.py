@@ -29,17 +29,17 @@ from multiprocessing.connection import Connection
 import numpy as np
 import uvloop
 
-from mserve.bench.client import HttpConnection, request_bytes
-from mserve.bench.driver import Pool
-from mserve.bench.job import Job
-from mserve.bench.loops import driver
-from mserve.bench.quantiles import nearest_rank
-from mserve.bench.recorder import Phase, lag_p99, open_rates
-from mserve.bench.scenario import SCENARIOS, Rules
-from mserve.bench.schedule import schedule
-from mserve.bench.server_view import Counters
-from mserve.bench.session import Session
-from mserve.bench.verdict import Load, Measurement, judge
+from mserve.bench.judgement.quantiles import nearest_rank
+from mserve.bench.judgement.scenario import SCENARIOS, Rules
+from mserve.bench.judgement.verdict import Load, Measurement, judge
+from mserve.bench.load.client import HttpConnection, request_bytes
+from mserve.bench.load.driver import Pool
+from mserve.bench.load.job import Job
+from mserve.bench.load.loops import driver
+from mserve.bench.load.recorder import Phase, lag_p99, open_rates
+from mserve.bench.load.schedule import schedule
+from mserve.bench.load.server_view import Counters
+from mserve.bench.load.session import Session
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 SERVICE_S = 0.0014

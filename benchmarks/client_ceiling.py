@@ -21,13 +21,13 @@ from multiprocessing.connection import Connection
 import numpy as np
 import uvloop
 
-from mserve.bench.codecs import CODECS, Asked
-from mserve.bench.connectors import connector
-from mserve.bench.driver import Pool
-from mserve.bench.endpoint import Endpoint
-from mserve.bench.job import Job
-from mserve.bench.loops import driver
-from mserve.bench.verify import Checker
+from mserve.bench.load.connectors import connector
+from mserve.bench.load.driver import Pool
+from mserve.bench.load.job import Job
+from mserve.bench.load.loops import driver
+from mserve.bench.requests.codecs import CODECS, Asked
+from mserve.bench.requests.verify import Checker
+from mserve.bench.targets.endpoint import Endpoint
 from mserve.wire import http2_frames as h2
 from mserve.wire import tfs_proto
 from mserve.wire.grpc_wire import HEAD, TRAILERS, framed

@@ -22,9 +22,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 import mserve
-from mserve.bench.bundle_inputs import bundle_samples
-from mserve.bench.slo import parse
-from mserve.bench.targets import Ask
+from mserve.bench.judgement.slo import parse
+from mserve.bench.requests.bundle_inputs import bundle_samples
+from mserve.bench.targets.target import Ask
 from mserve.loader.servable import Batching, Servable, load
 from mserve.runtime.ort import cpu_budget
 from mserve.workflows.tune import costs, curve

@@ -13,9 +13,9 @@ from typing import Any
 import grpc
 import uvloop
 
-from mserve.bench.client import Connection
-from mserve.bench.opening import open_target
-from mserve.bench.targets import Ask, Connector, Target
+from mserve.bench.load.client import Connection
+from mserve.bench.targets.opening import open_target
+from mserve.bench.targets.target import Ask, Connector, Target
 
 
 class Answers:

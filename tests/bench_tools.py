@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from mserve import cli
-from mserve.bench.client import HttpConnection, request_bytes
-from mserve.bench.recorder import OK, Phase, Recorder
-from mserve.bench.server_view import Counters
+from mserve.bench.load.client import HttpConnection, request_bytes
+from mserve.bench.load.recorder import OK, Phase, Recorder
+from mserve.bench.load.server_view import Counters
 
 MS = 1_000_000
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nmserve-model-version: 7\r\n\r\n{}"

@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 
 import pytest
 
-from mserve.bench import loops
-from mserve.bench.client import Done
-from mserve.bench.recorder import OK
-from mserve.bench.server_view import Counters
+from mserve.bench.load import loops
+from mserve.bench.load.client import Done
+from mserve.bench.load.recorder import OK
+from mserve.bench.load.server_view import Counters
 
 T = TypeVar("T")
 MS = 1_000_000

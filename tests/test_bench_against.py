@@ -25,11 +25,11 @@ from bench_tools import (
 )
 
 import mserve
-from mserve.bench import baseline
-from mserve.bench.against import Comparison, Options, check_margin, compare, fails_more
-from mserve.bench.paired import INCONCLUSIVE, OK, REGRESSION, judge
-from mserve.bench.report import Report
-from mserve.bench.verdict import Load, Measurement
+from mserve.bench.judgement import baseline
+from mserve.bench.judgement.against import Comparison, Options, check_margin, compare, fails_more
+from mserve.bench.judgement.paired import INCONCLUSIVE, OK, REGRESSION, judge
+from mserve.bench.judgement.verdict import Load, Measurement
+from mserve.bench.results.report import Report
 from mserve.commands._bench_against import looks
 from mserve.errors import FindingError, InputError, UsageError
 

@@ -24,8 +24,8 @@ from server_tools import Running, serving
 
 import mserve
 import mserve.bench
-from mserve.bench.endpoint import parse_url
-from mserve.bench.tfs_target import signature_of
+from mserve.bench.targets.endpoint import parse_url
+from mserve.bench.targets.tfs_target import signature_of
 from mserve.cli import with_qps_value
 from mserve.commands.bench import parse_qps
 from mserve.errors import MserveError, UsageError
@@ -605,7 +605,7 @@ def test_every_option_is_told_of_in_the_readme(root: Path) -> None:
 def test_every_module_is_told_of_in_the_package_s_docstring(root: Path) -> None:
     listed = re.findall(r"^    ([a-z_]+(?:, [a-z_]+)*)  *", mserve.bench.__doc__ or "", re.MULTILINE)
     names = [name for line in listed for name in line.split(", ")]
-    modules = {path.stem for path in (root / "mserve" / "bench").glob("*.py")} - {"__init__"}
+    modules = {path.stem for path in (root / "mserve" / "bench").rglob("*.py")} - {"__init__"}
     assert sorted(names) == sorted(modules)
 
 

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from bench_tools import MS, phase_of
 
-from mserve.bench.dependence import correlation_time, effective_size, student_t
-from mserve.bench.quantiles import (
+from mserve.bench.judgement.dependence import correlation_time, effective_size, student_t
+from mserve.bench.judgement.quantiles import (
     grows_throughout,
     interval_ranks,
     nearest_rank,
     percentile_of_series,
 )
-from mserve.bench.recorder import open_rates
-from mserve.bench.report import Report
-from mserve.bench.verdict import Load, Measurement
+from mserve.bench.judgement.verdict import Load, Measurement
+from mserve.bench.load.recorder import open_rates
+from mserve.bench.results.report import Report
 
 TARGET = {"kind": "url", "url": "fake", "model": "m", "rows": 1, "request_bytes": 1}
 
@@ -141,7 +141,7 @@ def test_a_busy_queue_that_keeps_up_is_not_called_unstable() -> None:
 
 
 def test_goodput_counts_what_is_within_the_objectives() -> None:
-    from mserve.bench.slo import parse
+    from mserve.bench.judgement.slo import parse
 
     latencies = np.full(2000, 5.0)
     latencies[::10] = 80.0

@@ -9,14 +9,23 @@ import numpy as np
 import pytest
 from bench_tools import ANSWER, MS, REFUSAL, Behaviour, at_once, fake_server, one_at_a_time, stalls
 
-from mserve.bench.alarm import Polled, alarm
-from mserve.bench.driver import Pool
-from mserve.bench.job import Job
-from mserve.bench.loops import driver
-from mserve.bench.quantiles import nearest_rank
-from mserve.bench.recorder import CONNECTION, INTERRUPTED, NOT_HTTP, OK, UNFINISHED, UNSENT, Phase, open_rates
-from mserve.bench.schedule import schedule
-from mserve.bench.verdict import Load, Measurement, Verdict, judge
+from mserve.bench.judgement.quantiles import nearest_rank
+from mserve.bench.judgement.verdict import Load, Measurement, Verdict, judge
+from mserve.bench.load.alarm import Polled, alarm
+from mserve.bench.load.driver import Pool
+from mserve.bench.load.job import Job
+from mserve.bench.load.loops import driver
+from mserve.bench.load.recorder import (
+    CONNECTION,
+    INTERRUPTED,
+    NOT_HTTP,
+    OK,
+    UNFINISHED,
+    UNSENT,
+    Phase,
+    open_rates,
+)
+from mserve.bench.load.schedule import schedule
 
 
 async def open_loop(

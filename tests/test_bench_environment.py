@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mserve.bench.environment import (
+from mserve.bench.results.environment import (
     COMPARABLE,
     Ticks,
     differences,

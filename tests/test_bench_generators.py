@@ -26,12 +26,12 @@ from bench_tools import (
 from server_tools import serving
 
 import mserve
-from mserve.bench.fleet import Fleet
-from mserve.bench.job import Job, divide
-from mserve.bench.placement import ANY, generators_for, place
-from mserve.bench.recorder import CONNECTION, INTERRUPTED, OK, UNFINISHED, Phase, Recorder, open_rates
-from mserve.bench.schedule import schedule
-from mserve.bench.verdict import Load, Measurement, Verdict, judge
+from mserve.bench.judgement.verdict import Load, Measurement, Verdict, judge
+from mserve.bench.load.fleet import Fleet
+from mserve.bench.load.job import Job, divide
+from mserve.bench.load.placement import ANY, generators_for, place
+from mserve.bench.load.recorder import CONNECTION, INTERRUPTED, OK, UNFINISHED, Phase, Recorder, open_rates
+from mserve.bench.load.schedule import schedule
 
 SECOND = 1_000_000_000
 Meanwhile = Callable[[Fleet, FakeServer], Awaitable[None]]

@@ -15,10 +15,10 @@ from hpack import Encoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mserve.bench.connectors import GrpcConnector
-from mserve.bench.endpoint import Endpoint
-from mserve.bench.grpc_client import REFUSED_MAX, call
-from mserve.bench.recorder import CONNECTION, GRPC, NOT_HTTP, OK, outcome_name
+from mserve.bench.load.connectors import GrpcConnector
+from mserve.bench.load.grpc_client import REFUSED_MAX, call
+from mserve.bench.load.recorder import CONNECTION, GRPC, NOT_HTTP, OK, outcome_name
+from mserve.bench.targets.endpoint import Endpoint
 from mserve.wire import grpc_answer
 from mserve.wire import http2_frames as h2
 from mserve.wire.grpc_head import HeadReader

@@ -17,12 +17,12 @@ from onnx import TensorProto, helper
 from server_tools import serving
 
 import mserve
-from mserve.bench.bundle_inputs import bundle_samples
-from mserve.bench.codecs import CODECS, Asked
-from mserve.bench.endpoint import Endpoint
-from mserve.bench.inputs import GOLDEN, made_up, pools
-from mserve.bench.recorder import OK
-from mserve.bench.targets import Ask
+from mserve.bench.load.recorder import OK
+from mserve.bench.requests.bundle_inputs import bundle_samples
+from mserve.bench.requests.codecs import CODECS, Asked
+from mserve.bench.requests.inputs import GOLDEN, made_up, pools
+from mserve.bench.targets.endpoint import Endpoint
+from mserve.bench.targets.target import Ask
 from mserve.errors import InputError, MserveError, UsageError
 from mserve.readers.requests import Sample, Samples, arrays_of, read_inputs
 from mserve.tensors import Signature, TensorSpec, check_inputs

@@ -22,17 +22,18 @@ from hdrh.log import HistogramLogReader
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mserve.bench import assertions, exports, hdr, html
-from mserve.bench.glance import glance
-from mserve.bench.quantiles import NEVER_NS
-from mserve.bench.recorder import INTERRUPTED, OK, PENDING, UNFINISHED
-from mserve.bench.reload import Side, Swaps, Window
-from mserve.bench.report import Report
-from mserve.bench.result import Result
-from mserve.bench.search import Probe, Search
-from mserve.bench.slo import parse as parse_slo
-from mserve.bench.svg import linear, logarithmic, nines
-from mserve.bench.verdict import Load, Measurement
+from mserve.bench.judgement import assertions
+from mserve.bench.judgement.quantiles import NEVER_NS
+from mserve.bench.judgement.search import Probe, Search
+from mserve.bench.judgement.slo import parse as parse_slo
+from mserve.bench.judgement.verdict import Load, Measurement
+from mserve.bench.load.recorder import INTERRUPTED, OK, PENDING, UNFINISHED
+from mserve.bench.load.reload import Side, Swaps, Window
+from mserve.bench.results import exports, hdr, html
+from mserve.bench.results.glance import glance
+from mserve.bench.results.report import Report
+from mserve.bench.results.result import Result
+from mserve.bench.results.svg import linear, logarithmic, nines
 from mserve.errors import EnvironmentProblem, UsageError
 from mserve.outfiles import OutFiles
 

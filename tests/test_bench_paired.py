@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mserve.bench.evidence import level_of_look
-from mserve.bench.paired import (
+from mserve.bench.judgement.evidence import level_of_look
+from mserve.bench.judgement.paired import (
     INCONCLUSIVE,
     LEVEL,
     OK,

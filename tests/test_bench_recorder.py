@@ -10,7 +10,7 @@ from bench_tools import MS, phase_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mserve.bench.quantiles import (
+from mserve.bench.judgement.quantiles import (
     NEVER_NS,
     grows_throughout,
     interval_ranks,
@@ -18,7 +18,7 @@ from mserve.bench.quantiles import (
     percentile,
     samples_needed,
 )
-from mserve.bench.recorder import (
+from mserve.bench.load.recorder import (
     CONNECTION,
     OK,
     PENDING,

@@ -15,9 +15,9 @@ from bench_tools import MS, FakeServer, at_once, bench_json, phase_of, refused, 
 from server_tools import Running, serving
 
 import mserve
-from mserve.bench.endpoint import Endpoint, locate, parse_url
-from mserve.bench.publishers import BasePath, Repository, open_publisher
-from mserve.bench.reload import Reload, Swap, Window, judged, windows
+from mserve.bench.load.publishers import BasePath, Repository, open_publisher
+from mserve.bench.load.reload import Reload, Swap, Window, judged, windows
+from mserve.bench.targets.endpoint import Endpoint, locate, parse_url
 from mserve.errors import EnvironmentProblem, InputError, UsageError
 
 GUARDED = """

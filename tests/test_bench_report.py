@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from bench_tools import phase_of
 
-from mserve.bench.recorder import INTERRUPTED, OK, UNFINISHED, Phase
-from mserve.bench.report import Report, facts
-from mserve.bench.result import Result
-from mserve.bench.server_view import Counters, read_metrics, server_view
-from mserve.bench.slo import parse
-from mserve.bench.verdict import CLOSED_LABEL, Load, Measurement
+from mserve.bench.judgement.slo import parse
+from mserve.bench.judgement.verdict import CLOSED_LABEL, Load, Measurement
+from mserve.bench.load.recorder import INTERRUPTED, OK, UNFINISHED, Phase
+from mserve.bench.load.server_view import Counters, read_metrics, server_view
+from mserve.bench.results.report import Report, facts
+from mserve.bench.results.result import Result
 
 TARGET = {"kind": "url", "url": "http://h/v1/models/m:predict", "model": "m", "rows": 1, "request_bytes": 9}
 OPEN, CLOSED = Load(rate=1000.0), Load(rate=None)

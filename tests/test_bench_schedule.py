@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mserve.bench.request_log import read_log
-from mserve.bench.schedule import REQUESTS_MAX, replayed, schedule
+from mserve.bench.load.schedule import REQUESTS_MAX, replayed, schedule
+from mserve.bench.requests.request_log import read_log
 from mserve.errors import InputError, UsageError
 
 SECOND = 1_000_000_000

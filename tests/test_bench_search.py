@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mserve.bench.evidence import at_most, early_stopping_needed
-from mserve.bench.quantiles import NEVER_NS, grows_throughout, nearest_rank
-from mserve.bench.search import PROBES_MAX, Measure, Probe, Search, find
-from mserve.bench.slo import FAIL, INCONCLUSIVE, PASS, Slow, Tally, decide, outcome, parse, tally
+from mserve.bench.judgement.evidence import at_most, early_stopping_needed
+from mserve.bench.judgement.quantiles import NEVER_NS, grows_throughout, nearest_rank
+from mserve.bench.judgement.search import PROBES_MAX, Measure, Probe, Search, find
+from mserve.bench.judgement.slo import FAIL, INCONCLUSIVE, PASS, Slow, Tally, decide, outcome, parse, tally
 from mserve.errors import UsageError
 
 MS = 1_000_000

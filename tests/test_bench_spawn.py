@@ -16,9 +16,9 @@ from bench_targets_tools import drive, opened
 from bench_tools import bench_json, command, eventually, run_bench
 
 import mserve
-from mserve.bench.codecs import CODECS
-from mserve.bench.placement import EVERYWHERE, cpus, place
-from mserve.bench.recorder import OK
+from mserve.bench.load.placement import EVERYWHERE, cpus, place
+from mserve.bench.load.recorder import OK
+from mserve.bench.requests.codecs import CODECS
 from mserve.errors import EnvironmentProblem, UsageError
 
 QUICK = ("--duration", 0.3, "--warmup", 0.1)

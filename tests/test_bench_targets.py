@@ -23,11 +23,11 @@ from hypothesis import strategies as st
 from server_tools import Running, serving
 
 import mserve
-from mserve.bench import oip_target, tfs_target
-from mserve.bench.codecs import CODECS
-from mserve.bench.recorder import GRPC, OK
-from mserve.bench.server_view import server_view
-from mserve.bench.statistics import of_statistics
+from mserve.bench.load.recorder import GRPC, OK
+from mserve.bench.load.server_view import server_view
+from mserve.bench.load.statistics import of_statistics
+from mserve.bench.requests.codecs import CODECS
+from mserve.bench.targets import oip_target, tfs_target
 from mserve.errors import EnvironmentProblem, MserveError, NotFound, Unauthenticated, UsageError
 from mserve.wire.messages import message
 

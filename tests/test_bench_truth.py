@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from bench_virtual import MS, Queue, VirtualLoop, run_virtual
 
-from mserve.bench.driver import Pool
-from mserve.bench.job import Job
-from mserve.bench.loops import driver
-from mserve.bench.quantiles import nearest_rank
-from mserve.bench.recorder import Phase, open_rates
-from mserve.bench.schedule import schedule
-from mserve.bench.session import Session
-from mserve.bench.verdict import Load, Measurement, Verdict, judge
+from mserve.bench.judgement.quantiles import nearest_rank
+from mserve.bench.judgement.verdict import Load, Measurement, Verdict, judge
+from mserve.bench.load.driver import Pool
+from mserve.bench.load.job import Job
+from mserve.bench.load.loops import driver
+from mserve.bench.load.recorder import Phase, open_rates
+from mserve.bench.load.schedule import schedule
+from mserve.bench.load.session import Session
 
 SERVICE_NS = 1_400_000
 RATE = 500.0

@@ -19,12 +19,12 @@ from bench_tools import run_bench
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mserve.bench.client import SEEN_ANSWER_BYTES, SEEN_VARIANTS, Seen
-from mserve.bench.codecs import CODECS, version_of
-from mserve.bench.connectors import HttpConnector, connector
-from mserve.bench.endpoint import Endpoint
-from mserve.bench.recorder import OK, WRONG
-from mserve.bench.verify import Checker, difference
+from mserve.bench.load.client import SEEN_ANSWER_BYTES, SEEN_VARIANTS, Seen
+from mserve.bench.load.connectors import HttpConnector, connector
+from mserve.bench.load.recorder import OK, WRONG
+from mserve.bench.requests.codecs import CODECS, version_of
+from mserve.bench.requests.verify import Checker, difference
+from mserve.bench.targets.endpoint import Endpoint
 from mserve.errors import MserveError
 from mserve.numerics import ATOL
 from mserve.wire.messages import message

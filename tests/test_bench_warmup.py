@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mserve.bench.recorder import Recorder
-from mserve.bench.warmup import answered, settled, slope, truncation, window_s
+from mserve.bench.load.recorder import Recorder
+from mserve.bench.load.warmup import answered, settled, slope, truncation, window_s
 
 MS = 1_000_000
 RNG = np.random.default_rng(2)

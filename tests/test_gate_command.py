@@ -24,8 +24,8 @@ from test_commands import run
 from test_diff_command import EVIL, evil
 
 import mserve
-from mserve.bench.evidence import level_of_look
-from mserve.bench.paired import LEVEL, judge, verdict
+from mserve.bench.judgement.evidence import level_of_look
+from mserve.bench.judgement.paired import LEVEL, judge, verdict
 from mserve.checks import CODES
 from mserve.cli import with_explain_value
 from mserve.compare import TABLE

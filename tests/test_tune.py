@@ -15,9 +15,9 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 import mserve
-from mserve.bench.bundle_inputs import bundle_samples
-from mserve.bench.slo import parse
-from mserve.bench.targets import Ask
+from mserve.bench.judgement.slo import parse
+from mserve.bench.requests.bundle_inputs import bundle_samples
+from mserve.bench.targets.target import Ask
 from mserve.cli import build
 from mserve.errors import MserveError
 from mserve.format import open_bundle

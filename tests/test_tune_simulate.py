@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mserve.bench.quantiles import NEVER_NS
-from mserve.bench.schedule import constant, poisson
+from mserve.bench.judgement.quantiles import NEVER_NS
+from mserve.bench.load.schedule import constant, poisson
 from mserve.loader.servable import Batching
 from mserve.tensors import Signature, TensorSpec
 from mserve.workflows.tune.simulate import Costs, Draw, GiveUp, System, simulate

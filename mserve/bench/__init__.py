@@ -1,15 +1,18 @@
 """Measuring latency and capacity, and doubting the measurement.
 
-What is measured, and with which requests:
+targets: what is measured.
 
-    targets, opening        what is measured, from the command line's words to an object
+    target, opening         from the command line's words to an object
     url_target, in_process, spawn       a server, a bundle in this process, a server of our own
     tfs_target, oip_target, grpc_target what a server tells of its models, by protocol
     endpoint, pages, grpc_asking        where it listens, TLS, tokens; asked before the load
+
+requests: what is sent.
+
     inputs, bundle_inputs, request_log  what requests carry
     codecs, verify          requests as bytes, and answers read and compared
 
-What is sent when, and what is seen:
+load: what is sent when, and what is seen.
 
     schedule, job, load_job when requests are due (pure)
     session                 cold start, warm-up, measurement, the server's own counters, in turn
@@ -21,12 +24,15 @@ What is sent when, and what is seen:
     server_view, statistics the server's own counters
     reload, publishers      versions that change meanwhile
 
-What it amounts to (pure):
+judgement: what it amounts to (pure).
 
     quantiles, dependence, evidence     percentiles, their uncertainty, what counts prove
     slo, verdict, assertions            objectives, whether numbers mean anything, demands
     search, scenario, loadgen           the highest rate; MLPerf's rules, and its own library
     against, paired, baseline           whether B is slower than A
+
+results: what is left behind.
+
     report, result, target_facts, swap_text, glance     for people and for `--json`
     html, charts, svg, exports, hdr                     files
     environment             the circumstances

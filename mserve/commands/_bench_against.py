@@ -14,10 +14,10 @@ from . import _output
 from ._bench_report import share
 
 if TYPE_CHECKING:
-    from ..bench.against import Comparison, Options
-    from ..bench.report import Report
-    from ..bench.targets import Target
-    from ..bench.verdict import Load
+    from ..bench.judgement.against import Comparison, Options
+    from ..bench.judgement.verdict import Load
+    from ..bench.results.report import Report
+    from ..bench.targets.target import Target
 
 COMPARISON = "Comparison with another, B"
 
@@ -86,7 +86,7 @@ class Asked:
 
     def options(self, load: Load, *, strict: bool) -> Options:
         """Options of the comparison. Raises UsageError."""
-        from ..bench.against import Options
+        from ..bench.judgement.against import Options
 
         return Options(
             margin=share(self.margin, "--margin"),
@@ -110,7 +110,7 @@ def looks(rounds: int) -> tuple[int, ...]:
 
 def compare(open_a: Callable[[], Target], open_b: Callable[[], Target], options: Options) -> Comparison:
     """Compare two targets. Raises EnvironmentProblem where one does not answer."""
-    from ..bench import against
+    from ..bench.judgement import against
 
     try:
         found = against.compare(open_a, open_b, options, _output.note)
@@ -123,7 +123,7 @@ def compare_stored(
     path: Path, stamp: Mapping[str, Any], asked: Asked, measure: Callable[[Load], Report], *, strict: bool
 ) -> Comparison:
     """Measure as a stored result was measured, and compare. Raises InputError or UsageError."""
-    from ..bench import baseline
+    from ..bench.judgement import baseline
 
     stored = baseline.read(path)
     found = baseline.check(stored, stamp, force=asked.force)
@@ -134,7 +134,7 @@ def compare_stored(
 
 def finish(found: Comparison, stamp: Mapping[str, Any], *, as_json: bool) -> int:
     """Show a comparison; returns the exit code. Raises UsageError for a margin below the noise."""
-    from ..bench.against import check_margin
+    from ..bench.judgement.against import check_margin
 
     if as_json:
         _output.emit_json("bench-comparison", {"environment": dict(stamp), **found.to_json()})

@@ -13,7 +13,7 @@ from . import _output
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from ..bench.recorder import Recorder
+    from ..bench.load.recorder import Recorder
 
 REFRESHES_PER_S = 2.0
 Records = Callable[[], Sequence["Recorder"]]
@@ -55,7 +55,7 @@ class Live:
     def _numbers(self) -> Text:
         from rich.text import Text
 
-        from ..bench.glance import glance
+        from ..bench.results.glance import glance
 
         records = self.records()
         if not records:

@@ -13,14 +13,14 @@ from ..errors import UsageError
 from . import _output
 
 if TYPE_CHECKING:
-    from ..bench.placement import Placement
-    from ..bench.result import Result
-    from ..bench.scenario import Outcome, Rules
-    from ..bench.schedule import Times
-    from ..bench.session import Means, Session
-    from ..bench.slo import Slo
-    from ..bench.targets import Target
-    from ..bench.verdict import Load
+    from ..bench.judgement.scenario import Outcome, Rules
+    from ..bench.judgement.slo import Slo
+    from ..bench.judgement.verdict import Load
+    from ..bench.load.placement import Placement
+    from ..bench.load.schedule import Times
+    from ..bench.load.session import Means, Session
+    from ..bench.results.result import Result
+    from ..bench.targets.target import Target
 
 CONCURRENCY = 16
 CONCURRENCY_MAX = 4096
@@ -133,7 +133,7 @@ class LoadOptions:
 
     def load(self, rates: list[float], duration_s: float, *, searching: bool) -> Load:
         """What is offered, as far as these options say it. Raises UsageError."""
-        from ..bench.verdict import Load
+        from ..bench.judgement.verdict import Load
 
         return Load(
             rate=rates[0] if rates else None,
@@ -157,9 +157,9 @@ class Plan:
 
     def session(self, target: Target, slo: Slo | None, progress: Callable[[str], None]) -> Session:
         """A session on a target. Raises UsageError or InputError."""
-        from ..bench.publishers import open_publisher
-        from ..bench.reload import Reload
-        from ..bench.session import Session
+        from ..bench.load.publishers import open_publisher
+        from ..bench.load.reload import Reload
+        from ..bench.load.session import Session
 
         means, options = self.means, self.options
         if options.during_reload is not None:
@@ -187,7 +187,7 @@ def plan(options: LoadOptions, load: Load, rates: list[float], slo: Slo | None, 
     load, recording = _recording(options.replay, load)
     load, rules = _rules(options, load, slo)
     placed = _placement(options.generators, load, max(rates, default=load.rate), where)
-    from ..bench.session import Means
+    from ..bench.load.session import Means
 
     if recording is not None and load.rate is not None:
         rates = [load.rate]
@@ -225,8 +225,8 @@ def _recording(replay: str | None, load: Load) -> tuple[Load, Times | None]:
     """The recorded arrival times, and the load with their rate and length."""
     if replay is None:
         return load, None
-    from ..bench.request_log import read_log
-    from ..bench.schedule import replayed
+    from ..bench.load.schedule import replayed
+    from ..bench.requests.request_log import read_log
 
     path, speed = parse_replay(replay)
     due = replayed(read_log(path)[0], speed)
@@ -236,7 +236,7 @@ def _recording(replay: str | None, load: Load) -> tuple[Load, Times | None]:
 
 def _placement(generators: int | None, load: Load, rate: float | None, where: str) -> Placement:
     """The CPUs of the generators, as many as the highest rate takes, and of a server of our own."""
-    from ..bench import placement
+    from ..bench.load import placement
 
     alone = {
         "a bundle in this process has one generator; measure a server's URL": where == IN_PROCESS,
@@ -255,7 +255,7 @@ def _rules(options: LoadOptions, load: Load, slo: Slo | None) -> tuple[Load, Rul
     """The rules of `--scenario`, and the load that it is."""
     if options.scenario is None:
         return load, None
-    from ..bench.scenario import Rules, named
+    from ..bench.judgement.scenario import Rules, named
 
     scenario = named(options.scenario)
     objectives = slo.objectives if slo else ()

@@ -14,9 +14,9 @@ from . import _output
 from ._bench_load import show_scenario
 
 if TYPE_CHECKING:
-    from ..bench.assertions import Assertion, Outcome
-    from ..bench.report import Report
-    from ..bench.result import Result
+    from ..bench.judgement.assertions import Assertion, Outcome
+    from ..bench.results.report import Report
+    from ..bench.results.result import Result
     from ..outfiles import OutFiles
 
 LOAD = "How the load is made"
@@ -106,8 +106,8 @@ def finish(
     result: Result, stamp: Mapping[str, Any], wanted: Wanted, files: OutFiles, *, asserted: bool
 ) -> int:
     """Show a result, write its files, and say how the command ends."""
-    from ..bench.assertions import check
-    from ..bench.environment import disturbances
+    from ..bench.judgement.assertions import check
+    from ..bench.results.environment import disturbances
 
     judged = [result.headline()] if result.search is not None else list(result.reports)
     outcomes = [
@@ -151,7 +151,7 @@ def _contents(
     notes: Sequence[str],
 ) -> Iterator[tuple[Path, Iterable[str]]]:
     """What goes into each file that is wanted."""
-    from ..bench import exports, hdr, html
+    from ..bench.results import exports, hdr, html
 
     shown = result.headline() or (result.reports[-1] if result.reports else None)
     if wanted.html is not None:
@@ -186,9 +186,9 @@ def show(result: Result) -> None:
 
 
 def _show_report(report: Report) -> None:
-    from ..bench.report import facts
-    from ..bench.verdict import interval
-    from ..bench.verdict import show as time
+    from ..bench.judgement.verdict import interval
+    from ..bench.judgement.verdict import show as time
+    from ..bench.results.report import facts
 
     _output.table(("fact", "value"), facts(report))
     rows = [
@@ -205,7 +205,7 @@ def _show_report(report: Report) -> None:
 
 
 def _probe_row(report: Report) -> tuple[str, ...]:
-    from ..bench.verdict import show as time
+    from ..bench.judgement.verdict import show as time
 
     shown = {c.p: time(c.value_ns) for c, _ in report.percentiles()}
     batch, busy = (report.seen.server or {}).get("mean_batch_rows"), report.busy()

@@ -11,7 +11,7 @@ import typer
 from . import _output
 
 if TYPE_CHECKING:
-    from ..bench.targets import Ask
+    from ..bench.targets.target import Ask
 
 Inputs = Annotated[
     Path | None,
@@ -61,7 +61,7 @@ class TargetOptions:
 
     def ask(self, seed: int) -> Ask:
         """The same for who opens the target."""
-        from ..bench.targets import Ask
+        from ..bench.targets.target import Ask
 
         given = {f.name: getattr(self, f.name) for f in fields(self)}
         given["rows"] = self.rows or 0

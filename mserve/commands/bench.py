@@ -15,12 +15,12 @@ from ._bench_targets import TargetOptions
 from ._options import with_options
 
 if TYPE_CHECKING:
-    from ..bench.opening import Ask
-    from ..bench.report import Report
-    from ..bench.result import Result
-    from ..bench.slo import Slo
-    from ..bench.targets import Target
-    from ..bench.verdict import Load
+    from ..bench.judgement.slo import Slo
+    from ..bench.judgement.verdict import Load
+    from ..bench.results.report import Report
+    from ..bench.results.result import Result
+    from ..bench.targets.opening import Ask
+    from ..bench.targets.target import Target
     from ..outfiles import OutFiles
 
 AUTO = "auto"
@@ -72,8 +72,9 @@ def command(
     Exit 1: --slo missed, --assert does not hold, B is slower, or no request was answered; 4:
     nothing listens, or the server died.
     """
-    from ..bench import assertions, session
-    from ..bench.slo import DEFAULT, parse
+    from ..bench.judgement import assertions
+    from ..bench.judgement.slo import DEFAULT, parse
+    from ..bench.load import session
 
     rates, searching = parse_qps(qps), qps == AUTO
     objectives = parse(slo or [DEFAULT]) if slo or searching else None
@@ -99,8 +100,8 @@ def command(
 
 def _measure(plan: Plan, wanted: _bench_report.Wanted, files: OutFiles) -> int:
     """One session; returns the exit code."""
-    from ..bench import environment
-    from ..bench.jitter import measure_jitter
+    from ..bench.load.jitter import measure_jitter
+    from ..bench.results import environment
 
     stamp = plan.stamp()
     opened, jitter, before = plan.open(), measure_jitter(), environment.Ticks.now()
@@ -159,20 +160,20 @@ class Plan:
 
     def stamp(self) -> dict[str, Any]:
         """The circumstances, before anything is loaded."""
-        from ..bench import environment
+        from ..bench.results import environment
 
         found = environment.stamp(sys.argv[1:], self.load.seed, self.target) | {"started": time.time()}
         return found | ({"network": "loopback"} if self.ask.spawn else {})
 
     def open(self) -> Target:
         """The target, ready to be measured."""
-        from ..bench.opening import open_target
+        from ..bench.targets.opening import open_target
 
         return open_target(self.target, self.ask)
 
     def run(self, opened: Target, load: Load) -> Result:
         """A session with this load, watched by whoever sits before the terminal."""
-        from ..bench import session
+        from ..bench.load import session
 
         live = _bench_live.Live()
         loads = replace(self.loads, load=load, rates=self._rates(load))

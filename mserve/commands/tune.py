@@ -11,7 +11,7 @@ from ..errors import UsageError
 from . import _bench_targets, _output
 
 if TYPE_CHECKING:
-    from ..bench.schedule import Times
+    from ..bench.load.schedule import Times
     from ..workflows.tune.report import Tuning
 
 INTERRUPTED_EXIT = 130
@@ -53,9 +53,9 @@ def command(
     """
     if (version is not None or dedup) and not write:
         raise UsageError("--version and --dedup are for --write")
-    from ..bench.schedule import check_schedule
-    from ..bench.slo import parse
-    from ..bench.targets import Ask
+    from ..bench.judgement.slo import parse
+    from ..bench.load.schedule import check_schedule
+    from ..bench.targets.target import Ask
     from ..workflows.tune.workflow import Asked, tune
 
     check_schedule(arrivals, 1000.0, 1.0)
@@ -76,8 +76,8 @@ def command(
 
 def _times(log: Path) -> Times:
     """A recording's arrival times. Raises InputError, UsageError."""
-    from ..bench.request_log import read_log
-    from ..bench.schedule import replayed
+    from ..bench.load.schedule import replayed
+    from ..bench.requests.request_log import read_log
 
     return replayed(read_log(log)[0], 1.0)
 
@@ -94,7 +94,7 @@ def _write(found: Tuning, version: int | None, *, dedup: bool) -> str | None:
 
 
 def _show(found: Tuning, written: str | None) -> None:
-    from ..bench.verdict import show
+    from ..bench.judgement.verdict import show
     from ..workflows.tune import report
 
     _output.table(report.CURVE_COLUMNS, found.curve_rows())

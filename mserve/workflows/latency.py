@@ -71,9 +71,9 @@ def request_of(old: Model, new: Model, inputs: Path | None, signature: str, poli
 
 def measured(request: Mapping[str, Any]) -> dict[str, Any]:
     """Measure, in this process. Raises what opening and asking the two versions raises."""
-    from ..bench.against import Options, compare
-    from ..bench.opening import open_target
-    from ..bench.targets import Ask
+    from ..bench.judgement.against import Options, compare
+    from ..bench.targets.opening import open_target
+    from ..bench.targets.target import Ask
 
     inputs = None if request["inputs"] is None else Path(request["inputs"])
     ask = Ask(inputs=inputs, signature=request["signature"])

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from ...bench import session
-from ...bench.in_process import InProcess
-from ...bench.recorder import INTERRUPTED
-from ...bench.report import Report
-from ...bench.verdict import Load
+from ...bench.judgement.verdict import Load
+from ...bench.load import session
+from ...bench.load.recorder import INTERRUPTED
+from ...bench.results.report import Report
+from ...bench.targets.in_process import InProcess
 from ...loader.servable import Batching, Servable
 from ...readers.requests import Samples
 from ...tensors import Array

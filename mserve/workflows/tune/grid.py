@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...bench.quantiles import Ints, grows_throughout, nearest_rank, window_medians
-from ...bench.schedule import Times, replayed, schedule
-from ...bench.slo import Slo
-from ...bench.verdict import ACHIEVED_MIN
+from ...bench.judgement.quantiles import Ints, grows_throughout, nearest_rank, window_medians
+from ...bench.judgement.slo import Slo
+from ...bench.judgement.verdict import ACHIEVED_MIN
+from ...bench.load.schedule import Times, replayed, schedule
 from ...loader.servable import Batching
 from .curve import Curve
 from .simulate import GiveUp, Outcome, System, simulate

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...bench.slo import Slo
-from ...bench.verdict import Verdict, show
+from ...bench.judgement.slo import Slo
+from ...bench.judgement.verdict import Verdict, show
 from ...format import Bundle
 from ...format.serving import Serving
 from ...loader.servable import Batching

@@ -22,8 +22,8 @@ import numpy as np
 from ...batching.batcher import Batcher, Entry, Limits
 from ...batching.entry import Batch
 from ...batching.executor import INLINE_TICK_NS
-from ...bench.quantiles import NEVER_NS, Ints, nearest_rank
-from ...bench.schedule import Times
+from ...bench.judgement.quantiles import NEVER_NS, Ints, nearest_rank
+from ...bench.load.schedule import Times
 from ...errors import Overloaded
 from ...loader.servable import Batching, Servable, Stats
 from ...tensors import Array, Signature

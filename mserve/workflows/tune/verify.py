@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...bench import session
-from ...bench.in_process import InProcess
-from ...bench.quantiles import samples_needed
-from ...bench.recorder import INTERRUPTED
-from ...bench.report import Report
-from ...bench.schedule import Times
-from ...bench.verdict import Load
+from ...bench.judgement.quantiles import samples_needed
+from ...bench.judgement.verdict import Load
+from ...bench.load import session
+from ...bench.load.recorder import INTERRUPTED
+from ...bench.load.schedule import Times
+from ...bench.results.report import Report
+from ...bench.targets.in_process import InProcess
 from ...loader.servable import Batching, Servable
 from ...readers.requests import Samples
 from .grid import SEEDS, Forecast, Goal, Runs, forecast

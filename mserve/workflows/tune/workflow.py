@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 
 from ...batching.form import Form
-from ...bench import environment
-from ...bench.bundle_inputs import bundle_samples
-from ...bench.jitter import measure_jitter
-from ...bench.schedule import Times
-from ...bench.slo import Slo
-from ...bench.targets import Ask
-from ...bench.verdict import show
+from ...bench.judgement.slo import Slo
+from ...bench.judgement.verdict import show
+from ...bench.load.jitter import measure_jitter
+from ...bench.load.schedule import Times
+from ...bench.requests.bundle_inputs import bundle_samples
+from ...bench.results import environment
+from ...bench.targets.target import Ask
 from ...errors import UsageError
 from ...format import Bundle
 from ...loader.batching_defaults import resolved

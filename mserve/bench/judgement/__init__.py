@@ -1,0 +1,1 @@
+"""What the numbers prove: percentiles, objectives, searches, comparisons."""

@@ -1,0 +1,1 @@
+"""What is sent when, by which processes, and what is seen of each request."""

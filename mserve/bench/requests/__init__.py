@@ -1,0 +1,1 @@
+"""What is sent: inputs, recorded requests, and their bytes; what comes back, checked."""

@@ -1,0 +1,1 @@
+"""What was found, for people, for programs, and as a page."""
