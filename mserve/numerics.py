@@ -133,7 +133,8 @@ class Tally:
 
         self.count += values.size
         if values.dtype.kind not in "biu":
-            values = values.astype(np.float64, copy=False)
+            with np.errstate(invalid="ignore"):  # a NaN that signals stays NaN
+                values = values.astype(np.float64, copy=False)
             numbers = values[~np.isnan(values)]
             self.nan += values.size - numbers.size
             values = numbers

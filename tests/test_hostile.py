@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import shutil
+import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -640,3 +642,14 @@ def test_a_golden_archive_that_unpacks_to_gigabytes(version: Path) -> None:
             member.write(bytes(1 << 20))
     with pytest.raises(InputError, match="unpacks to too much"):
         read_npz(path)
+
+
+def test_an_archive_of_values_without_bytes_is_refused(tmp_path: Path) -> None:
+    """A header of 100 bytes may announce a million million texts of no characters."""
+    from mserve.format.golden import read_npz
+
+    head = b"{'descr': '<U0', 'fortran_order': False, 'shape': (1099511627776,)}\n"
+    with zipfile.ZipFile(tmp_path / "m.npz", "w") as archive:
+        archive.writestr("a.npy", b"\x93NUMPY\1\0" + struct.pack("<H", len(head)) + head)
+    with pytest.raises(MserveError, match="values of no bytes"):
+        read_npz(tmp_path / "m.npz")

@@ -123,6 +123,8 @@ def test_through_the_whole_command(tmp_path: Path) -> None:
     assert kind_of(tmp_path / "n").name == "mahout"
 
 
+SIGNAL = struct.pack(">f", BETA[0, 0]), b"\x7f\xa0\0\0"
+WIDE = struct.pack(">ii", 2, 4), struct.pack(">ii", 2, 1 << 27)
 HOSTILE = [
     ("another class", text("org.apache.mahout.classifier.sgd.GradientMachine"), "cannot be converted"),
     ("another layout", logistic().replace(struct.pack(">id", 1, 0.5), struct.pack(">id", 2, 0.5)), "1 to 1"),
@@ -130,6 +132,8 @@ HOSTILE = [
     ("weights too large", logistic(np.full((2, 4), 1e300)), "not a number that float32 holds"),
     ("rows for other categories", logistic(categories=7), "malformed"),
     ("a billion categories", logistic(categories=10**9), "malformed"),
+    ("a NaN that signals", logistic(flags=DENSE | FLOATS).replace(*SIGNAL), "not a number"),
+    ("more weights than are kept", logistic().replace(*WIDE), "at most 134217728 w"),
     ("a row of another size", logistic([[1.0, 2.0], [1.0]]), "malformed"),
     ("unknown flags", logistic(flags=DENSE | 64), "flags"),
     ("a huge vector", struct.pack(">f?B", 1, False, 0) + b"\xff\xff\xff\xff\x07" * 2, "malformed"),

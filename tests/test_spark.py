@@ -227,6 +227,44 @@ def test_a_changed_model_is_refused(
     assert said in str(caught.value)
 
 
+def parameter(name: str, value: Any) -> Callable[[dict[str, Any]], object]:
+    return lambda meta: meta["paramMap"].update({name: value})
+
+
+PARAMETERS = [
+    ("text_tf", "HashingTF", parameter("numFeatures", float("inf")), "a whole number from 1 to"),
+    ("text_tf", "HashingTF", parameter("inputCol", "\ud800"), "expected: text"),
+    ("numeric", "Binarizer", parameter("thresholds", [0.5, 1.5, 2.5, 3.5]), "numbers"),
+    ("numeric", "Binarizer", parameter("threshold", 1e300), "float32 holds"),
+    ("lr", "", parameter("thresholds", [-1.0, 1.0]), "a threshold that is not positive"),
+    ("lr_multi", "", parameter("thresholds", [1e300, 1.0, 1.0]), "float32 holds"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "change", "said"), PARAMETERS, ids=[f"{n}-{k}-{s}" for n, k, _, s in PARAMETERS]
+)
+def test_a_bad_parameter_is_refused(
+    name: str, kind: str, change: Callable[[dict[str, Any]], object], said: str, saved: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "m"
+    shutil.copytree(saved / name, copy)
+    stage = next(copy.glob(f"stages/*_{kind}_*")) if kind else copy
+    edit(stage, change)
+    with pytest.raises(MserveError) as caught:
+        legacy_writers.convert("spark", copy)
+    assert said in str(caught.value)
+
+
+def test_two_stages_of_one_number_are_refused(saved: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "m"
+    shutil.copytree(saved / "numeric", copy)
+    first = next(copy.glob("stages/0_*"))
+    shutil.copytree(first, first.with_name("00_again"))
+    with pytest.raises(MserveError, match="stages are not all there"):
+        legacy_writers.convert("spark", copy)
+
+
 METADATA = [
     ("not JSON", "{", "metadata is malformed"),
     ("deep", "[" * 100_000, "metadata is malformed"),

@@ -268,6 +268,7 @@ def test_a_planted_payload_stays_inert(tmp_path: Path) -> None:
     assert found.arguments == (f"touch {marker}",)
 
 
+NESTED = b")\x94" + b"".join(b"h%ch%c\x86\x94" % (i, i) for i in range(60))
 HOSTILE = [
     ("nothing", b"", "truncated or malformed"),
     ("no end", b"]", "truncated or malformed"),
@@ -283,6 +284,9 @@ HOSTILE = [
     ("a state for a list", b"]}b.", "is given a state"),
     ("arguments that are a number", b"cos\nsystem\nK\x01R.", "arguments are no tuple"),
     ("no mark", b"K\x01t.", "no mark"),
+    ("a tuple that holds itself twice, and so on, as a class", NESTED + b"\x8c\x01a\x93.", "no text"),
+    ("an integer of a megabyte", b"\x8b\x00\x00\x10\x00" + bytes(1 << 20) + b".", "an integer of more than"),
+    ("calls that copy what they get", b"ccopyreg\n__newobj__\n(cm\nA\n" + b"N" * 99 + b"tR.", "arguments"),
     ("deep tuples as a key", b"}" + b")" + b"\x85" * 50 + b"2\x86" * 60 + b"Ns.", "no graph"),
     ("parameters without a graph", pickle.dumps([1.5, 2.5]), "parameters alone"),
 ]
@@ -317,7 +321,32 @@ def misfit(lib: Library) -> Any:
     return lib.apply(dot, first, lib.shared(W1))
 
 
+def one_sided(lib: Library) -> Any:
+    return lib.apply(lib("tensor.basic.Dot"), lib.variable(2, "x"))
+
+
+def many_axes(lib: Library) -> Any:
+    shape = lib.constant(np.array([1, 1]))
+    op = lib("tensor.basic.Reshape", ndim=1 << 60)
+    return lib.row(lib.apply(op, lib.variable(2, "x"), shape))
+
+
+def nested() -> Any:
+    """A tuple whose text would be longer than any memory."""
+    value: Any = ()
+    for _ in range(60):
+        value = (value, value)
+    return value
+
+
+def order_of_tuples(lib: Library) -> Any:
+    return lib.apply(lib("tensor.elemwise.DimShuffle", new_order=nested()), lib.variable(2, "x"))
+
+
 GRAPHS: list[tuple[str, Callable[[Library], Any], str]] = [
+    ("a product of one matrix", one_sided, "an operator is malformed"),
+    ("more axes than any array has", many_axes, "a shape is missing"),
+    ("an order of nested tuples", order_of_tuples, "a bad order of axes"),
     ("a cycle", cyclic, "has a cycle"),
     ("unknown operators", odd, "found: ConvOp, Elemwise of Digamma, Scan"),
     ("NaN among weights", with_nan, "not a number that float32 holds"),
@@ -362,6 +391,23 @@ def test_arrays_come_as_they_are(dtype: str) -> None:
     for one in (array, np.asfortranarray(array), array[0, 1]):
         found = pickles.array(pickles.load(pickle.dumps(one, 2), "here"), "here")
         assert np.array_equal(found, one)
+
+
+def test_a_string_of_protocol_0_may_hold_what_no_escape_is() -> None:
+    assert pickles.load(b"S'\\q'\n.", "here") == "\\q"
+
+
+@pytest.mark.parametrize("shape", [(0, 10**30), nested()], ids=["a side without end", "nested tuples"])
+def test_a_shape_that_no_array_has_is_refused(shape: Any) -> None:
+    kind = pickles.Made("numpy.dtype", ("f4",))
+    made = pickles.Made("numpy.core.multiarray._reconstruct", (), (1, shape, kind, False, b""))
+    with pytest.raises(MserveError, match="an array's"):
+        pickles.array(made, "here")
+
+
+def test_a_state_in_many_parts_is_not_merged() -> None:
+    """Each of 100,000 parts may be the same dict of 100,000 entries."""
+    assert pickles.Made("m.A", state=({"a": 1}, {"b": 2}, {"c": 3})).fields == {"a": 1, "b": 2}
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

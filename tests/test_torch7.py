@@ -173,6 +173,16 @@ def encoded(value: Any) -> bytes:
     return bytes(T7().value(value).out)
 
 
+def begun(name: str, **fields: Any) -> Obj:
+    """A network that says what it takes and goes on with a layer."""
+    return sequential(linear(3, 3), Obj(name, fields))
+
+
+ZEROS = np.zeros(3, np.float32)
+DEVIATION = encoded(begun("nn.BatchNormalization", running_mean=ZEROS, running_std=ZEROS))
+ASCII_SIZES = bytes(T7(ascii_form=True).value(begun("nn.View", size=[7, 8])).out)
+ASCII_SIZES = ASCII_SIZES.replace(b"\n7 8\n", b"\n99999999999999999999 8\n")
+NAN_SIZES = encoded(begun("nn.View", size=[-1])).replace(b"torch.LongStorage", b"torch.HalfStorage")
 HOSTILE = [
     ("layers that hold themselves", encoded(nested()), "do not end"),
     ("unknown layers", encoded(sequential(Obj("nn.Odd"), Obj("nn.Tanh"), Obj("my.Own"))), "my.Own, nn.Odd"),
@@ -180,6 +190,13 @@ HOSTILE = [
     ("a view past its storage", view((2, 2), (2, 1)), "leaves its storage"),
     ("a view of a huge size", view((1 << 40, 1 << 40), (0, 0)), "leaves its storage"),
     ("a view that runs backwards", view((3, 1), (-1, 1), 3), "leaves its storage"),
+    ("a view of nothing with a huge side", view((0, 1 << 62, 1 << 62), (1, 1, 1)), "[out, in]"),
+    ("a parameter too large", encoded(begun("nn.MulConstant", constant_scalar=1e300)), "parameter is not a"),
+    ("a deviation of zero", DEVIATION, "not a number that float32 holds"),
+    ("a window of -3 channels", encoded(begun("nn.SpatialCrossMapLRN", size=-3)), "size"),
+    ("a border of a gigabyte", encoded(begun("nn.SpatialZeroPadding", pad_t=1 << 27)), "sides of at most"),
+    ("sizes that are no numbers", NAN_SIZES, "sizes"),
+    ("a number of 20 digits", ASCII_SIZES, "64 bits"),
     ("a view before its storage", view((1, 1), (1, 1), -5), "leaves its storage"),
     ("no weights", encoded(sequential(Obj("nn.Linear"))), "weight; expected: a tensor"),
     ("a bias of another size", encoded(Obj("nn.Linear", {"weight": some(2, 3), "bias": some(5)})), "bias"),
@@ -201,6 +218,13 @@ def test_a_bad_file_is_refused(why: str, data: bytes, said: str, tmp_path: Path)
     with pytest.raises(MserveError) as caught:
         legacy_writers.convert("torch7", tmp_path / "m.t7")
     assert said in str(caught.value)
+
+
+def test_the_stride_of_an_axis_of_one_number_is_not_taken(tmp_path: Path) -> None:
+    (tmp_path / "m.t7").write_bytes(view((1, 3), (1 << 62, 1)))
+    x = some(4, 3)
+    found = legacy_writers.answers(legacy_writers.convert("torch7", tmp_path / "m.t7"), {"x": x})
+    assert np.allclose(found["score"].ravel(), x @ [1, 2, 3], atol=1e-5)
 
 
 NET = sequential(

@@ -16,7 +16,7 @@ import pytest
 
 import mserve
 from mserve.errors import FindingError, InputError, MserveError, UsageError
-from mserve.exporters import ports, sources
+from mserve.exporters import ports, sources, torch_pickle
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
@@ -368,3 +368,20 @@ def test_truncated_archives_are_refused_as_such(program: Path, tmp_path: Path, b
             new.writestr(entry, b"{" if entry.filename.endswith("model.json") else old.read(entry))
     with pytest.raises(InputError, match="the program cannot be read"):
         mserve.export(tmp_path / "odd.pt2", base, trust=True, isolate=False)
+
+
+def test_a_damaged_pickle_in_an_archive_is_refused(tmp_path: Path) -> None:
+    """Nobody is asked to trust it, so that its classes are read where the command runs."""
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pt")
+    packed = zipfile.ZipFile(tmp_path / "m.pt", "w", zipfile.ZIP_DEFLATED)
+    with zipfile.ZipFile(tmp_path / "whole.pt") as old, packed as new:
+        for entry in old.infolist():
+            new.writestr(entry.filename, old.read(entry))
+        at = next(e for e in new.infolist() if e.filename.endswith("data.pkl"))
+    data = bytearray((tmp_path / "m.pt").read_bytes())
+    start = at.header_offset + 30 + len(at.filename)
+    data[start : start + 20] = b"\xff" * 20
+    (tmp_path / "m.pt").write_bytes(data)
+    assert sources.kind_of(tmp_path / "m.pt").name == "torch-module"
+    with pytest.raises(InputError, match="the pickle cannot be read"):
+        torch_pickle.classes(tmp_path / "m.pt", at.filename)

@@ -19,6 +19,7 @@ from ..errors import InputError
 from ..tensors import Array
 from ..wire import protobuf
 from ..wire.protobuf import BYTES, FIXED32, FIXED64, Field, Malformed
+from . import networks
 
 MAX_DEPTH = 32
 MAX_TOKENS = 5_000_000
@@ -57,14 +58,20 @@ class Message:
         return (self.messages(name) or [Message(f"{self.where}.{name}")])[-1]
 
     def number(self, name: str, default: float) -> float:
-        text = self.text(name, str(default))
-        try:
-            value = float(text.removesuffix("f"))
-        except ValueError:
-            value = float("nan")
-        if value != value:
-            raise InputError("not a number", where=f"{self.where}.{name}", found=text[:40])
-        return value
+        return (self.numbers(name) or [default])[-1]
+
+    def numbers(self, name: str) -> list[float]:
+        """Numbers that float32 holds, or infinite ones. Raises InputError."""
+        found = []
+        for text in self.texts(name):
+            try:
+                value = float(text.removesuffix("f").replace("_", "?"))  # Python takes 1_000 for a number
+            except ValueError:
+                value = float("nan")
+            if value != value:
+                raise InputError("not a number", where=f"{self.where}.{name}", found=text[:40])
+            found.append(networks.parameter(value, f"{self.where}.{name}"))
+        return found
 
     def integer(self, name: str, default: int) -> int:
         return self.integers(name, [default])[-1]
@@ -72,7 +79,7 @@ class Message:
     def integers(self, name: str, default: list[int]) -> list[int]:
         """Whole numbers, of less than 10 digits. Raises InputError."""
         texts = self.texts(name)
-        if not all(text.removeprefix("-").isdecimal() and len(text) < 10 for text in texts):
+        if not all(re.fullmatch(r"-?[0-9]+", text) and len(text) < 10 for text in texts):
             raise InputError("not a whole number", where=f"{self.where}.{name}", found=str(texts)[:60])
         return [int(text) for text in texts] or default
 

@@ -203,7 +203,10 @@ def _batch_norm(graph: Graph, layer: Layer, given: Given) -> list[str]:
     count = layer.blobs[0].size if layer.blobs else 0
     factor = float(layer.blob(2, (1,))[0])
     scale = 1.0 / factor if factor else 0.0
-    mean, variance = (layer.blob(i, (count,)) * np.float32(scale) for i in (0, 1))
+    mean, variance = (
+        networks.finite(layer.blob(i, (count,)).astype(np.float64) * scale, f"{layer.where}, blob {i}")
+        for i in (0, 1)
+    )
     ones, zeros = np.ones(count, np.float32), np.zeros(count, np.float32)
     names = [graph.weight(one) for one in (ones, zeros, mean, variance)]
     epsilon = layer.parameters().number("eps", 1e-5)
@@ -230,8 +233,8 @@ def _eltwise(graph: Graph, layer: Layer, given: Given) -> list[str]:
     operation = message.text("operation", "SUM")
     if operation not in ELTWISE:
         raise InputError("an operation that is not known", where=layer.where, found=operation[:40])
-    factors = [float(x) for x in message.texts("coeff") if _is_number(x)]
-    if message.texts("coeff") and (len(factors) != len(given) or ELTWISE[operation] != "Add"):
+    factors = message.numbers("coeff")
+    if factors and (len(factors) != len(given) or ELTWISE[operation] != "Add"):
         raise InputError("bad coefficients", where=layer.where, expected=f"{len(given)}", found=len(factors))
     parts = [graph.add("Mul", g, graph.scalar(f)) for g, f in zip(given, factors, strict=False)] or list(
         given
@@ -240,13 +243,6 @@ def _eltwise(graph: Graph, layer: Layer, given: Given) -> list[str]:
     for part in parts[1:]:
         found = graph.add(ELTWISE[operation], found, part)
     return [found]
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return float(text) == float(text)
-    except ValueError:
-        return False
 
 
 def _concat(graph: Graph, layer: Layer, given: Given) -> list[str]:

@@ -9,6 +9,15 @@ from ..errors import InputError
 from ..tensors import Array
 
 
+def _is_utf8(text: str) -> bool:
+    """Whether a text can be written: JSON can name halves of characters, which cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Doc:
     """A value of a JSON-like document and the place where it stands."""
@@ -31,7 +40,7 @@ class Doc:
         return isinstance(self.value, dict) and key in self.value
 
     def text(self) -> str:
-        if not isinstance(self.value, str):
+        if not isinstance(self.value, str) or not _is_utf8(self.value):
             raise self._wrong("text")
         return self.value
 

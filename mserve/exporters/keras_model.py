@@ -15,6 +15,7 @@ import logging
 import os
 import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,7 @@ HDF5 = b"\x89HDF\r\n\x1a\n"
 ARCHIVE = ("config.json", "model.weights.h5")
 CONFIG = b"model_config"
 LOOKED_BYTES = 1 << 20
+MAX_CONFIG_BYTES = 256 << 20
 SAVED = "model.keras"
 
 
@@ -108,9 +110,12 @@ def _check_file(path: Path) -> None:
             )
         return
     try:
-        with zipfile.ZipFile(path) as archive:
-            json.loads(archive.read("config.json"))
-    except (zipfile.BadZipFile, KeyError, OSError, ValueError, RuntimeError) as error:
+        with zipfile.ZipFile(path) as archive, archive.open("config.json") as file:
+            data = file.read(MAX_CONFIG_BYTES + 1)
+        if len(data) > MAX_CONFIG_BYTES:
+            raise ValueError(f"config.json has more than {MAX_CONFIG_BYTES} bytes")
+        json.loads(data)
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, OSError, ValueError, RuntimeError) as error:
         raise InputError("the Keras archive cannot be read", where=path, found=error) from error
 
 

@@ -83,7 +83,8 @@ class Reader:
             raise self.fail("a vector's flags", flags)
         size, width = self.count(), 4 if flags & FLOATS else 8
         if flags & DENSE:
-            values = np.frombuffer(self.take(size * width), f">f{width}").astype(np.float64)
+            with np.errstate(invalid="ignore"):  # NaN is refused below
+                values = np.frombuffer(self.take(size * width), f">f{width}").astype(np.float64)
             stored = size
         else:
             values, stored = self._sparse(size, width, rising=bool(flags & RISING))
@@ -156,9 +157,9 @@ def _logistic(reader: Reader) -> tuple[Array, tuple[str, ...]]:
     categories = reader.integer(2, MAX_CATEGORIES)
     reader.integer(0, 3)  # how the rows are kept in memory; each says it again
     rows, columns = reader.integer(categories - 1, categories - 1), reader.integer(1, MAX_SIZE)
-    weights = np.zeros((columns, categories))
     if columns * categories > MAX_SIZE:
         raise reader.fail(f"at most {MAX_SIZE} weights", columns * categories)
+    weights = np.zeros((columns, categories))
     for row in range(rows):
         values, _ = reader.vector()
         if len(values) != columns:

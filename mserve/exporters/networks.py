@@ -6,6 +6,7 @@ them know under other names, the gathering of what nobody here knows, and the na
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 # A window or an image side; larger ones are mistakes, or meant to harm.
 MAX_SIDE = 1 << 20
+MAX_FLOAT32 = 3.4028234663852886e38
 PROBABILITIES, LOG_PROBABILITIES = "probabilities", "log_probabilities"
 
 
@@ -106,7 +108,7 @@ def finite(array: Array, where: str) -> Array:
     """Weights as float32. Raises InputError where one is no number."""
     import numpy as np
 
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # what becomes of them is refused below
         narrow = array.astype(np.float32)
     if not np.isfinite(narrow).all():
         at = int(np.argmin(np.isfinite(narrow.ravel())))
@@ -117,6 +119,18 @@ def finite(array: Array, where: str) -> Array:
             found=array.ravel()[at],
         )
     return narrow
+
+
+def parameter(value: float, where: str) -> float:
+    """A layer's parameter: infinite, for a bound that is none, or what float32 holds. Raises InputError."""
+    if value != value or (abs(value) > MAX_FLOAT32 and abs(value) != math.inf):
+        raise InputError(
+            "a parameter is not a number that float32 holds",
+            where=where,
+            expected=f"at most {MAX_FLOAT32}",
+            found=value,
+        )
+    return value
 
 
 def check_known(found: Iterable[str], known: Mapping[str, object], what: str, where: object) -> None:

@@ -11,7 +11,9 @@ Arrays of numpy, and of Theano on a GPU, are notes too; `array` makes numbers of
 from __future__ import annotations
 
 import codecs
+import reprlib
 import struct
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +24,8 @@ from ..tensors import Array
 MAX_STEPS = 50_000_000
 MAX_LINE = 1 << 28
 MAX_AXES = 32
+MAX_ARGUMENTS = 64
+MAX_INTEGER_BYTES = 1 << 10
 _MARK = object()
 
 
@@ -32,9 +36,12 @@ class Global:
     name: str
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Made:
-    """What a call would have made: whose, with what, and the state and items that it was given then."""
+    """What a call would have made: whose, with what, and the state and items that it was given then.
+
+    It is shown by its name: what it holds may hold the same thing a thousand times.
+    """
 
     name: str
     arguments: tuple[Any, ...] = ()
@@ -48,7 +55,7 @@ class Made:
         state = self.state
         if isinstance(state, tuple):
             merged: dict[str, Any] = {}
-            for part in state:
+            for part in state[:2]:
                 merged.update(part if isinstance(part, dict) else {})
             return merged
         return state if isinstance(state, dict) else {}
@@ -57,6 +64,14 @@ class Made:
     def kind(self) -> str:
         """The class without its module."""
         return self.name.rpartition(".")[2]
+
+    def __repr__(self) -> str:
+        return f"Made({self.name[:80]})"
+
+
+def shown(value: Any) -> str:
+    """The beginning of a value's text: a tuple of a pickle may hold itself twice, many levels deep."""
+    return reprlib.repr(value)[:60]
 
 
 def load(data: bytes, where: str) -> Any:
@@ -128,6 +143,8 @@ class _Machine:
         name = function.name if isinstance(function, Global | Made) else type(function).__name__
         classes = ("copy_reg._reconstructor", "copyreg._reconstructor", "copyreg.__newobj__")
         if name in classes and arguments and isinstance(arguments[0], Global):
+            if len(arguments) > MAX_ARGUMENTS:  # each call would copy them
+                raise ValueError(f"more than {MAX_ARGUMENTS} arguments")
             name, arguments = arguments[0].name, arguments[1:]
         if name == "_codecs.encode" and arguments[1:] == ("latin1",) and isinstance(arguments[0], str):
             self.push(arguments[0].encode("latin-1"))  # how old protocols write the bytes of Python 3
@@ -175,7 +192,9 @@ def _string(machine: _Machine) -> None:
     text = machine.line().strip()
     if len(text) < 2 or text[:1] != text[-1:] or text[:1] not in (b"'", b'"'):
         raise ValueError("a string without quotes")
-    machine.push(codecs.escape_decode(text[1:-1])[0].decode("latin-1"))
+    with warnings.catch_warnings():  # of what no escape is, which stands for itself
+        warnings.simplefilter("ignore")
+        machine.push(codecs.escape_decode(text[1:-1])[0].decode("latin-1"))
 
 
 def _integer(machine: _Machine) -> None:
@@ -204,6 +223,8 @@ def _text(data: bytes) -> str:
 
 
 def _long(data: bytes) -> int:
+    if len(data) > MAX_INTEGER_BYTES:  # they are slow to compare and to write
+        raise ValueError(f"an integer of more than {MAX_INTEGER_BYTES} bytes")
     return int.from_bytes(data, "little", signed=True)
 
 
@@ -214,6 +235,8 @@ def _global(machine: _Machine) -> None:
 
 def _stack_global(machine: _Machine) -> None:
     name, module = machine.stack.pop(), machine.stack.pop()
+    if not isinstance(name, str) or not isinstance(module, str):
+        raise TypeError("the name of a class is no text")
     machine.push(Global(f"{module}.{name}"[:1000]))
 
 
@@ -323,8 +346,11 @@ def array(value: Any, where: str) -> Array:
         count *= side if isinstance(side, int) and not isinstance(side, bool) and side >= 0 else -1
     if not isinstance(data, bytes) or count < 0 or count * dtype.itemsize != len(data):
         found = f"{len(data)} bytes" if isinstance(data, bytes) else type(data).__name__
-        raise InputError("an array's bytes do not fit", where=where, expected=str(shape)[:60], found=found)
-    return np.frombuffer(data, dtype).reshape(shape, order="F" if turned else "C")
+        raise InputError("an array's bytes do not fit", where=where, expected=shown(shape), found=found)
+    try:
+        return np.frombuffer(data, dtype).reshape(shape, order="F" if turned else "C")
+    except (ValueError, OverflowError) as error:  # no numbers, and sides that only Python can count
+        raise InputError("an array's shape is too large", where=where, found=shown(shape)) from error
 
 
 def _dtype(value: Any, where: str) -> Any:
@@ -335,6 +361,6 @@ def _dtype(value: Any, where: str) -> Any:
     }
     code = value.arguments[0] if isinstance(value, Made) and value.arguments else None
     if not isinstance(code, str) or code.lstrip("<>|=") not in known:
-        raise InputError("an array of no numbers", where=where, found=str(code)[:40])
+        raise InputError("an array of no numbers", where=where, found=shown(code))
     order = value.state[1] if isinstance(value.state, tuple) and len(value.state) > 1 else "<"
     return np.dtype((order if order in ("<", ">") else "<") + code.lstrip("<>|="))

@@ -19,6 +19,7 @@ from typing import Any
 from ..errors import InputError
 from ..files import read_input
 from ..tensors import Array
+from . import networks
 from .documents import Doc
 
 MAX_METADATA_BYTES = 64 << 20
@@ -51,9 +52,11 @@ class Stage:
         return self.param(name).text() if name in self.params else default
 
     def number(self, name: str, default: float | None = None) -> float:
+        """A number that float32 holds, or an infinite one. Raises InputError."""
         if name not in self.params and default is not None:
             return default
-        return float(Doc([self.param(name).value], f"{self.where}.{name}").floats(1)[0])
+        where = f"{self.where}.{name}"
+        return networks.parameter(float(Doc([self.param(name).value], where).floats(1)[0]), where)
 
     def flag(self, name: str, *, default: bool = False) -> bool:
         value = self.params.get(name, default)
@@ -104,20 +107,21 @@ def read_stage(path: Path) -> Stage:
 
 def stages(path: Path) -> list[Stage]:
     """The stages of a pipeline in their order: directories whose names begin with numbers."""
-    found = {}
+    found: list[tuple[int, Path]] = []
     directory = path / "stages"
     for one in _listed(directory):
         number = one.name.partition("_")[0]
         if one.is_dir() and number.isdecimal():
-            found[int(number)] = one
-    if sorted(found) != list(range(len(found))) or not found:
+            found.append((int(number), one))
+    found.sort()
+    if [number for number, _ in found] != list(range(len(found))) or not found:
         raise InputError(
             "the pipeline's stages are not all there",
             where=directory,
             expected="directories 0_..., 1_..., and so on",
-            found=", ".join(str(number) for number in sorted(found))[:80] or "none",
+            found=", ".join(str(number) for number, _ in found)[:80] or "none",
         )
-    return [read_stage(found[number]) for number in sorted(found)]
+    return [read_stage(one) for _, one in found]
 
 
 def _listed(directory: Path) -> list[Path]:

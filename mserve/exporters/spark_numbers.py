@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ..errors import InputError
 from ..tensors import Array
+from . import networks
 from .build import Graph
 from .documents import Doc
 from .spark_columns import Block, Number, Table, dense, vector_of
@@ -53,9 +54,11 @@ def imputer(table: Table, stage: Stage) -> None:
     missing = stage.params.get("missingValue", "NaN")
     for given, made in columns:
         graph, tensor = table.graph, table.number(given, stage.where).tensor
-        value = float(Doc([(row / given).value], stage.where).floats(1)[0])
+        place = f"{stage.where}.{given}"
+        value = networks.parameter(float(Doc([(row / given).value], place).floats(1)[0]), place)
         gone = graph.add("IsNaN", tensor)
         if isinstance(missing, int | float) and missing == missing:
+            networks.parameter(missing, stage.where)
             gone = graph.add("Or", gone, graph.add("Equal", tensor, graph.scalar(missing)))
         table.columns[made] = Number(graph.add("Where", gone, graph.scalar(value), tensor))
 
@@ -63,10 +66,12 @@ def imputer(table: Table, stage: Stage) -> None:
 def binarizer(table: Table, stage: Stage) -> None:
     import numpy as np
 
-    for position, (given, made) in enumerate(pairs(stage)):
-        bounds = stage.params.get("thresholds")
-        bound = Doc(bounds, stage.where).floats()[position] if bounds else stage.number("threshold", 0.0)
-        bound = float(round_down(np.array([bound]))[0])
+    columns, bounds = pairs(stage), stage.params.get("thresholds")
+    if bounds:
+        bounds = Doc(bounds, f"{stage.where}.thresholds").floats(len(columns))
+    else:
+        bounds = [stage.number("threshold", 0.0)] * len(columns)
+    for (given, made), bound in zip(columns, round_down(np.array(bounds)).tolist(), strict=True):
         graph, part = table.graph, table.part(given, stage.where)
         tensor = part.tensor if isinstance(part, Number) else dense(graph, part)
         found = graph.cast(graph.add("Greater", tensor, graph.scalar(bound)), "float32")

@@ -86,20 +86,22 @@ def _threshold(stage: Stage) -> float:
     both = stage.params.get("thresholds")
     if both:
         first, second = Doc(both, f"{stage.where}.thresholds").floats(2).tolist()
+        if not min(first, second) >= 0:
+            raise InputError("a threshold that is not positive", where=stage.where, found=[first, second])
         return 1 / (1 + first / second) if second > 0 else 1.0
     return stage.number("threshold", 0.5)
 
 
 def _many(table: Table, stage: Stage, raw: str, probabilities: str, classes: int) -> Answer:
     """Of several classes: the largest, each divided by its threshold if there are some."""
-    import numpy as np
 
     graph, compared = table.graph, probabilities or raw
     if stage.params.get("thresholds"):
-        bounds = Doc(stage.params["thresholds"], f"{stage.where}.thresholds").floats(classes)
+        where = f"{stage.where}.thresholds"
+        bounds = finite(Doc(stage.params["thresholds"], where).floats(classes), where)
         if (bounds <= 0).any() or not probabilities:
             raise InputError("a threshold that is not positive", where=stage.where, found=bounds.tolist())
-        compared = graph.add("Div", probabilities, graph.weight(bounds.astype(np.float32)))
+        compared = graph.add("Div", probabilities, graph.weight(bounds))
     return Answer(classes, raw, probabilities, graph.add("ArgMax", compared, axis=1, keepdims=0))
 
 

@@ -150,9 +150,9 @@ def _places(graph: Graph, words: str, known: list[str]) -> str:
 
 
 def hashing(table: Table, stage: Stage) -> None:
-    size = int(stage.number("numFeatures", 1 << 18))
-    if not 0 < size <= MAX_LABELS:
-        raise InputError("a bad number of features", where=stage.where, found=size)
+    size = 1 << 18
+    if "numFeatures" in stage.params:
+        size = stage.param("numFeatures").integer(1, MAX_LABELS)
     major = stage.version.partition(".")[0]
     if not major.isdecimal() or int(major) < 3:
         raise InputError(

@@ -47,8 +47,9 @@ def convert(source: str, options: ConvertOptions) -> Converted:
             if id(made) not in ops.values and (made is variable or made in chosen.values()):
                 ops.values[id(made)] = theano_ops.apply(ops, owner.fields["op"], given, index)
         if id(variable) not in ops.values:  # not among the outputs that its owner lists
-            index = variable.fields.get("index") or 0
-            ops.values[id(variable)] = theano_ops.apply(ops, owner.fields["op"], given, int(index))
+            place = variable.fields.get("index")
+            index = place if isinstance(place, int) else 0
+            ops.values[id(variable)] = theano_ops.apply(ops, owner.fields["op"], given, index)
     tensors = {name: ops.real(ops.values[id(one)]) for name, one in chosen.items()}
     kind = ""
     if len(chosen) == 1 and (owner_of := next(iter(chosen.values())).fields.get("owner")):
@@ -196,18 +197,21 @@ def _shape(leaf: Made, user: Made, ops: Ops) -> tuple[Dim, ...]:
     kind = leaf.fields.get("type")
     flags = kind.fields.get("broadcastable") if isinstance(kind, Made) else None
     if not isinstance(flags, tuple | list) or not 0 < len(flags) <= MAX_AXES:
-        raise InputError("an input without a shape", where=ops.where, found=str(flags)[:40])
+        raise InputError("an input without a shape", where=ops.where, found=pickles.shown(flags))
     sides: list[Dim] = ["batch", *["?"] * (len(flags) - 1)]
     inputs = _variables(user, "inputs")
     if (
         len(flags) == 2
         and theano_ops.name_of(user.fields.get("op")) in ("Dot", "Dot22")
         and inputs[0] is leaf
+        and len(inputs) == 2
     ):
         other = inputs[1]
         owner = other.fields.get("owner")
         if isinstance(owner, Made) and theano_ops.name_of(owner.fields.get("op")) in theano_ops.SAME:
-            other = _variables(owner, "inputs")[0]  # a matrix that lies on a GPU comes from there
+            other = next(
+                iter(_variables(owner, "inputs")), other
+            )  # a matrix that lies on a GPU comes from there
         if _is_leaf(other):
             known = _constant(ops, other).known
             sides[1] = known.shape[0] if known is not None and known.ndim == 2 else "?"

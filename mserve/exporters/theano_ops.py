@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..tensors import Array
 from . import networks
 from .build import Graph
-from .pickles import Made
+from .pickles import MAX_AXES, Made, shown
 
 UNARY = {
     "Neg": "Neg", "Abs": "Abs", "Exp": "Exp", "Log": "Log", "Sqrt": "Sqrt", "Tanh": "Tanh",
@@ -68,7 +68,8 @@ class Ops:
         return self.graph.cast(value.tensor, "float32") if value.whole else value.tensor
 
     def fail(self, what: str, expected: object = "", found: object = "") -> InputError:
-        return InputError(what, where=self.where, expected=expected, found=str(found)[:100])
+        text = found[:100] if isinstance(found, str) else shown(found)
+        return InputError(what, where=self.where, expected=expected, found=text)
 
 
 def name_of(op: Any) -> str:
@@ -94,7 +95,7 @@ def unknown(op: Any) -> list[str]:
     if name != "Elemwise":
         return []
     scalar = op.fields.get("scalar_op")
-    kind = scalar.kind if isinstance(scalar, Made) else str(scalar)[:40]
+    kind = scalar.kind if isinstance(scalar, Made) else shown(scalar)
     return [] if kind in SCALARS else [f"Elemwise of {kind}"]
 
 
@@ -254,7 +255,7 @@ def _reduced(ops: Ops, op: Made, given: list[Value], index: int) -> Value:
     kind = REDUCTIONS.get(name_of(op)) or REDUCED.get(scalar.kind if isinstance(scalar, Made) else "")
     axes = list(range(value.rank)) if axes is None else [axes] if isinstance(axes, int) else list(axes)
     if kind is None or not all(isinstance(axis, int) and 0 <= axis < value.rank for axis in axes):
-        raise ops.fail("a reduction that cannot be converted", found=f"{name_of(op)} over {axes}")
+        raise ops.fail("a reduction that cannot be converted", found=f"{name_of(op)} over {shown(axes)}")
     names = [graph_axes] if (graph_axes := ops.graph.weight(np.array(axes, np.int64))) and axes else []
     found = ops.graph.add(kind, ops.real(value), *names, keepdims=0) if axes else ops.real(value)
     return Value(found, value.rank - len(axes))
@@ -262,7 +263,7 @@ def _reduced(ops: Ops, op: Made, given: list[Value], index: int) -> Value:
 
 def _reshape(ops: Ops, op: Made, given: list[Value], index: int) -> Value:
     rank = op.fields.get("ndim")
-    if not isinstance(rank, int) or not given[1].whole:
+    if not isinstance(rank, int) or not 0 <= rank <= MAX_AXES or not given[1].whole:
         raise ops.fail("a shape is missing", found=rank)
     shape = ops.graph.add("Reshape", given[0].tensor, given[1].tensor)
     return Value(shape, rank, given[0].whole)

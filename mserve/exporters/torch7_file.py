@@ -59,7 +59,7 @@ class View:
         """The numbers, as an array of their own. Raises InputError for a view that leaves its storage."""
         import numpy as np
 
-        if not self.sizes or self.storage is None:
+        if self.storage is None or 0 in (self.sizes or (0,)):
             return np.empty(0, np.float32)
         held = self.storage.values
         count, last = 1, self.offset
@@ -67,12 +67,16 @@ class View:
             count *= size
             last += (size - 1) * stride
         fits = min(self.sizes) >= 0 and min(self.strides) >= 0 and count <= len(held)
-        if not fits or (count and not 0 <= self.offset <= last < len(held)):
+        if not fits or not 0 <= self.offset <= last < len(held):
             found = f"sizes {list(self.sizes)[:8]}, strides {list(self.strides)[:8]}, offset {self.offset}"
             raise InputError(
                 "a tensor leaves its storage", where=where, expected=f"{len(held)} numbers", found=found
             )
-        steps = [stride * held.itemsize for stride in self.strides]
+        # The stride of an axis of one number is never taken, and may be any.
+        steps = [
+            stride * held.itemsize if size > 1 else 0
+            for size, stride in zip(self.sizes, self.strides, strict=True)
+        ]
         view = np.lib.stride_tricks.as_strided(held[self.offset :], self.sizes, steps)
         return np.ascontiguousarray(view)
 
@@ -133,7 +137,10 @@ class Ascii(Binary):
         word = self.word()
         if not word.removeprefix("-").isdecimal() or len(word) > 20:
             raise self.fail("a whole number", word)
-        return int(word)
+        found = int(word)
+        if not -(2**63) <= found < 2**63:
+            raise self.fail("a whole number of 64 bits", word)
+        return found
 
     def longs(self, count: int) -> tuple[int, ...]:
         return tuple(self.integer() for _ in range(count))

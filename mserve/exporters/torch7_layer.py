@@ -20,9 +20,9 @@ class Layer:
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self.thing.fields.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.wrong(key, "a number")
-        return float(value)
+        return networks.parameter(float(value), f"{self.where}.{key}")
 
     def integer(self, key: str, default: int | None = None) -> int:
         value = self.number(key, default)
@@ -57,7 +57,8 @@ class Layer:
 
     def sizes(self, key: str) -> list[int]:
         value = self.thing.fields.get(key)
-        if not isinstance(value, Storage) or not 0 < len(value.values) < 32:
+        whole = isinstance(value, Storage) and value.values.dtype.kind in "iu"
+        if not isinstance(value, Storage) or not whole or not 0 < len(value.values) < 32:
             raise self.wrong(key, "sizes")
         return [int(size) for size in value.values]
 

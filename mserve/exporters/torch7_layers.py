@@ -160,7 +160,8 @@ def _batch_normalisation(graph: Graph, layer: Layer, given: Value) -> Value:
     if layer.thing.fields.get("running_var") is not None:
         variance = layer.shaped("running_var", mean.shape)
     else:  # before 2015 the inverse of the deviation was kept
-        variance = layer.shaped("running_std", mean.shape).astype(np.float64) ** -2.0 - epsilon
+        with np.errstate(divide="ignore"):  # of no inverse, which is refused below
+            variance = layer.shaped("running_std", mean.shape).astype(np.float64) ** -2.0 - epsilon
         variance = networks.finite(variance, f"{layer.where}.running_std")
     ones, zeros = np.ones_like(mean), np.zeros_like(mean)
     weight = ones if layer.maybe("weight") is None else layer.shaped("weight", mean.shape)
@@ -259,6 +260,8 @@ def _padding(graph: Graph, layer: Layer, given: Value) -> Value:
     import numpy as np
 
     top, bottom, left, right = (layer.integer(f"pad_{side}", 0) for side in "tblr")
+    if any(abs(side) > networks.MAX_SIDE for side in (top, bottom, left, right)):
+        raise layer.wrong("pad_t", f"sides of at most {networks.MAX_SIDE}", [top, bottom, left, right])
     pads = np.array([0, 0, top, left, 0, 0, bottom, right], np.int64)
     return graph.add("Pad", _one(layer, given), graph.weight(pads))
 
@@ -266,6 +269,8 @@ def _padding(graph: Graph, layer: Layer, given: Value) -> Value:
 def _lrn(graph: Graph, layer: Layer, given: Value) -> Value:
     size, k = layer.integer("size"), layer.number("k", 1.0)
     alpha, beta = layer.number("alpha", 1e-4), layer.number("beta", 0.75)
+    if not 0 < size <= networks.MAX_SIDE:
+        raise layer.wrong("size", f"1 to {networks.MAX_SIDE}")
     return graph.add("LRN", _one(layer, given), size=size, alpha=alpha, beta=beta, bias=k)
 
 

@@ -7,7 +7,9 @@ but tensors is weights, whose module is elsewhere (`torch_weights.py`). Anything
 from __future__ import annotations
 
 import pickletools
+import warnings
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +35,16 @@ def classes(path: Path, member: str) -> list[str]:
         with zipfile.ZipFile(path) as archive, archive.open(member) as file:
             data = file.read(MAX_PICKLE_BYTES)
         found, texts = [], []
-        for code, argument, _ in pickletools.genops(data):
-            if isinstance(argument, str):
-                texts.append(argument)
-            if code.name in ("GLOBAL", "INST"):
-                found.append(str(argument))
-            elif code.name == "STACK_GLOBAL":
-                found.append(" ".join(texts[-2:]))
-    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+        with warnings.catch_warnings():  # of odd escapes in its texts
+            warnings.simplefilter("ignore")
+            for code, argument, _ in pickletools.genops(data):
+                if isinstance(argument, str):
+                    texts.append(argument)
+                if code.name in ("GLOBAL", "INST"):
+                    found.append(str(argument))
+                elif code.name == "STACK_GLOBAL":
+                    found.append(" ".join(texts[-2:]))
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
         raise InputError("the pickle cannot be read", where=path, found=error) from error
     return sorted(set(found))
 

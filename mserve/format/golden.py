@@ -131,6 +131,9 @@ def npz_arrays(file: BinaryIO, where: object, limit: int = MAX_UNPACKED_BYTES) -
     strange = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
     if strange:
         raise InputError("the npz archive holds more than arrays", where=where, found=", ".join(strange[:5]))
+    empty = [name for name, array in arrays.items() if array.size and not array.itemsize]
+    if empty:  # as many as a file of 200 bytes says, and each becomes an object
+        raise InputError("the npz archive holds values of no bytes", where=where, found=", ".join(empty[:5]))
     return arrays
 
 
