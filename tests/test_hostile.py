@@ -30,6 +30,7 @@ from mserve.errors import (
     FormatUnsupported,
     MetaGraphMalformed,
     ModelRefused,
+    MserveError,
     NotABundle,
     NotAFile,
     UnsafePath,
