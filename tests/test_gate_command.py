@@ -35,7 +35,7 @@ from mserve.workflows.explain import one
 from mserve.workflows.gate import Gate, Step
 from mserve.workflows.judge import Reason, upper
 from mserve.workflows.latency import judge_latency, length
-from mserve.workflows.policy import Policy, policy_of
+from mserve.workflows.policy import Policy, policy_of, read_policy
 from mserve.workflows.rules import RULES, SEVERITIES, STEPS
 
 
@@ -108,6 +108,7 @@ BAD_POLICIES: list[tuple[str, dict[str, Any], str]] = [
     ("text for a number", {"rules": {"drift-psi": {"maximum": "0.1"}}}, "expected: a number"),
     ("a truth for a number", {"rules": {"drift-psi": {"maximum": True}}}, "expected: a number"),
     ("no number", {"rules": {"drift-psi": {"maximum": float("nan")}}}, "expected: a number"),
+    ("a number of 400 digits", {"rules": {"drift-psi": {"maximum": 10**400}}}, "expected: a number"),
     ("a share below 0", {"rules": {"growth-bytes": {"maximum": -0.1}}}, "expected: a share"),
     ("a share of words", {"rules": {"latency-p99": {"margin": "ten%"}}}, "expected: a share"),
     ("half an opset", {"rules": {"opset-maximum": {"maximum": 17.5}}}, "expected: a whole number"),
@@ -132,6 +133,14 @@ def test_policies_that_are_refused(why: str, data: dict[str, Any], text: str) ->
         policy_of(data, "gate.toml")
     assert text in str(caught.value), why
     assert "gate.toml" in str(caught.value)
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "0x" + "f" * 5000, "[" * 5000])
+def test_a_policy_that_python_cannot_read_is_refused(number: str, tmp_path: Path) -> None:
+    """Python reads and writes whole numbers of 4300 digits at most."""
+    (tmp_path / "gate.toml").write_text(f"strict = {number}\n")
+    with pytest.raises(InputError, match="not TOML"):
+        read_policy(tmp_path / "gate.toml")
 
 
 def test_what_a_policy_says_is_what_holds() -> None:

@@ -14,7 +14,6 @@ Everything that a file says is checked when it is read; nothing is passed over.
 from __future__ import annotations
 
 import difflib
-import math
 import tomllib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -38,6 +37,7 @@ from .rules import (
 )
 
 FILE_BYTES_MAX = 1 << 20
+MAX_NUMBER = 1e300  # TOML has whole numbers of any length
 SEVERITY = "severity"
 
 
@@ -67,10 +67,9 @@ def read_policy(path: Path) -> Policy:
     """Read a policy. Raises InputError naming the file, the key, and a name that may have been meant."""
     text = read_text(path, FILE_BYTES_MAX)
     try:
-        data = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        return policy_of(tomllib.loads(text), path)
+    except (ValueError, RecursionError) as error:  # ValueError also of a number of thousands of digits
         raise InputError("the policy is not TOML", where=path, found=str(error)[:200]) from error
-    return policy_of(data, path)
 
 
 def policy_of(data: Mapping[str, Any], where: object) -> Policy:
@@ -135,7 +134,7 @@ def _one_of(value: object, words: Collection[str], where: str) -> str:
 
 
 def _number(value: object, where: str) -> float:
-    right = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    right = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_NUMBER
     _typed(right, "a number", value, where)
     return float(value)  # type: ignore[arg-type]
 
