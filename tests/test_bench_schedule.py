@@ -148,6 +148,7 @@ def test_impossible_speeds_are_refused(speed: float) -> None:
         ('{"time": true}', "a time that is a truth value"),
         ('{"time": -1}', "a time before all"),
         ('{"time": 1e300}', "a time after all"),
+        ('{"time": 0}\n{"time": 9.5e9}', "a time between them that int64 nanoseconds cannot hold"),
         ('{"a": 1}', "no time"),
         ('{"time": 1}\n{"time"', "cut off in the middle"),
         ("\x00" * 100, "zeros"),

@@ -12,6 +12,8 @@ from ...errors import InputError
 from ...files import read_input
 from ..load.schedule import REQUESTS_MAX, Times
 
+TIME_MAX = 9e9  # in nanoseconds it is less than 2**63
+
 
 def read_log(path: Path) -> tuple[Times, list[dict[str, Any]]]:
     """When each recorded request arrived, in nanoseconds after the first, and its line.
@@ -37,7 +39,7 @@ def _read(line: bytes, path: Path, number: int) -> dict[str, Any]:
     except orjson.JSONDecodeError as error:
         raise InputError("not a line of a request log", where=f"{path}:{number}", found=str(error)) from error
     time = value.get("time") if isinstance(value, dict) else None
-    if not isinstance(time, int | float) or isinstance(time, bool) or not 0 <= time < 1e10:
+    if not isinstance(time, int | float) or isinstance(time, bool) or not 0 <= time < TIME_MAX:
         raise InputError(
             "not a line of a request log",
             where=f"{path}:{number}",
