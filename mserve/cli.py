@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import errno
+import faulthandler
 import importlib
 import io
 import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, NoReturn
 
 import typer
@@ -106,6 +108,8 @@ def main() -> None:
     """Run the command line; never returns."""
     arguments = with_explain_value(with_qps_value(sys.argv[1:]))
     _make_output_bearable()
+    with suppress(RuntimeError, ValueError, OSError, AttributeError):  # there may be no stderr
+        faulthandler.enable()  # a model may crash the engine, and with it the process: not without a word
     try:
         build()(args=arguments, prog_name="mserve", standalone_mode=True)
     except MserveError as error:

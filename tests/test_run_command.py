@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import mutations
 import numpy as np
 import onnx
 import pytest
@@ -250,6 +252,14 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written_is_refused_before_the_run(place: Path, tmp_path: Path) -> None:
     with pytest.raises(EnvironmentProblem, match="cannot be written"):
         does(place / "shop", "--inputs", tmp_path / "missing.jsonl", "--output", tmp_path / "no" / "y.npz")
+
+
+def test_a_model_that_ends_the_process_does_not_do_so_without_a_word(tmp_path: Path) -> None:
+    path = save(mutations.crashes(mlp(hidden=8, inputs=4)), tmp_path / "crash.onnx")
+    np.savez(tmp_path / "x.npz", x=np.zeros((1, 4), np.float32))
+    done = run("run", path, "--inputs", tmp_path / "x.npz")
+    assert done.returncode == -signal.SIGFPE
+    assert "Fatal Python error: Floating point exception" in done.stderr
 
 
 # --- images and raw values
