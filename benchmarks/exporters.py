@@ -11,6 +11,12 @@ framework, where that is installed to compare with.
 `rows` compares bundles in process with the predict of each linear and boosted source. Ours and
 theirs take turns, and the best of many turns counts: on a machine that is shared other figures are
 noise. A bundle has one thread. The framework is asked with one as well, and then as it comes.
+
+Then, of each forest, what a row costs among rows that differ, and among copies of itself. ONNX Runtime
+walks a tree by branches: what differs is what the processor guessed wrong. XGBoost and CatBoost compute
+the way through a tree without branches, for blocks of rows. That is why they are ahead at batch 256;
+neither the form of the trees (one operator or many, its version, its comparisons, complete trees, flags
+for missing values) nor the session's options change it.
 """
 
 from __future__ import annotations
@@ -108,16 +114,20 @@ def _resident(pid: int) -> int:
 def rows(names: list[str]) -> None:
     trainers = [t for t in models.BOOSTED_AND_LINEAR if not names or t.__name__ in names]
     print("source\tframework's\tthreads\tbatch\trows/s bundle\trows/s framework\tratio")
-    below = []
+    below, alike = [], []
     with tempfile.TemporaryDirectory() as work:
         for name, model in models.trained(Path(work), trainers):
             if model is None:
                 print(f"{name}\tnot installed")
                 continue
             bundle = mserve.load(mserve.export(model.path, Path(work) / name, trust=True).path)
-            below += [line for line in _rates(name, bundle, model) if line]
+            below += _rates(name, bundle, model)
+            if name in models.FORESTS:
+                alike.append(_alike(name, bundle, model))
             bundle.close()
     print(f"below {BAR} with one thread each: {'; '.join(below) or 'none'}")
+    print(f"\nns a row at batch {BATCHES[-1]}\tbundle\tframework\tbundle, all alike\tframework, all alike")
+    print("\n".join(alike))
 
 
 def _rates(name: str, bundle: Any, model: Model) -> list[str]:
@@ -137,6 +147,18 @@ def _rates(name: str, bundle: Any, model: Model) -> list[str]:
                 if threads and theirs / ours < BAR:
                     below.append(f"{name} {way} at batch {batch}: {theirs / ours:.2f}")
     return below
+
+
+def _alike(name: str, bundle: Any, model: Model) -> str:
+    """What a row costs, in ns, of rows that differ and of copies of one."""
+    (alias,) = bundle.signature()[1].inputs
+    predict = next(iter(model.predicts.values()))(1)
+    rows = models.data(BATCHES[-1])[0]
+    figures = []
+    with models.holding(1):
+        for part in (rows, rows[:1].repeat(len(rows), axis=0)):
+            figures += _best(lambda p=part: bundle.run({alias: p}), lambda p=part: predict(p))
+    return "\t".join([name, *(f"{seconds / len(rows) * 1e9:.0f}" for seconds in figures)])
 
 
 def _best(first: Call, second: Call) -> tuple[float, float]:

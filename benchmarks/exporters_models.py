@@ -177,6 +177,7 @@ def table(directory: Path) -> Model:
     return Model(directory / "table.csv", ("--key", "id"))
 
 
+FORESTS = ("xgboost", "lightgbm", "catboost", "sklearn_boosted")
 BOOSTED_AND_LINEAR = (xgboost, lightgbm, catboost, sklearn_boosted, sklearn_logistic, liblinear, libsvm)
 OTHERS = (sklearn_skops, torchscript, pt2, libfm, mahout, table)
 LENET = "10_mnist_legacy/lenet_iter_10000.caffemodel"
