@@ -22,6 +22,7 @@ for missing values) nor the session's options change it.
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -49,7 +50,7 @@ Call = Callable[[], Any]
 
 
 def cost(paths: list[Path]) -> None:
-    print("source\treader\tfile\tKB\tseconds\tMB\tmax error\tcompared with")
+    print("source\treader\tfile\tKB\tseconds\tCPU seconds\tMB\tmax error\tcompared with")
     with tempfile.TemporaryDirectory() as work:
         directory = Path(work)
         for name, model in models.trained(directory, models.BOOSTED_AND_LINEAR + models.OTHERS):
@@ -68,7 +69,7 @@ def _cost(model: Model, base: Path) -> None:
         print(f"{kind.name}\tnot installed: {', '.join(lacking)}\t{model.path.name}\t{size:.0f}")
         return
     command = [sys.executable, "-m", "mserve", "export", str(model.path), str(base), *model.options]
-    start = time.monotonic()
+    start, used = time.monotonic(), _processor_s()
     with subprocess.Popen(
         [*command, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -77,7 +78,7 @@ def _cost(model: Model, base: Path) -> None:
         watcher.start()
         out, err = process.communicate()
         watcher.join()
-    seconds = time.monotonic() - start
+    seconds, used = time.monotonic() - start, _processor_s() - used
     if process.returncode:
         told = " ".join(line.strip() for line in err.splitlines() if not line.startswith("  next"))
         print(f"{kind.name}\trefused\t{model.path.name}\t{size:.0f}\t{told}")
@@ -86,8 +87,14 @@ def _cost(model: Model, base: Path) -> None:
     found, to = facts.get("max_error"), facts.get("compared_with") or "-"
     error = "-" if found is None else f"{found:.1e}"
     reader = ", ".join(kind.modules) or "own"
-    figures = f"{size:.0f}\t{seconds:.2f}\t{peak[0] >> 20}"
+    figures = f"{size:.0f}\t{seconds:.1f}\t{used:.1f}\t{peak[0] >> 20}"
     print(f"{kind.name}\t{reader}\t{model.path.name}\t{figures}\t{error}\t{to}", flush=True)
+
+
+def _processor_s() -> float:
+    """Seconds of processor time of the processes that have ended, and of theirs."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return ended.ru_utime + ended.ru_stime
 
 
 def _watch(process: subprocess.Popen[str], peak: list[int]) -> None:
