@@ -13,10 +13,10 @@ theirs take turns, and the best of many turns counts: on a machine that is share
 noise. A bundle has one thread. The framework is asked with one as well, and then as it comes.
 
 Then, of each forest, what a row costs among rows that differ, and among copies of itself. ONNX Runtime
-walks a tree by branches: what differs is what the processor guessed wrong. XGBoost and CatBoost compute
-the way through a tree without branches, for blocks of rows. That is why they are ahead at batch 256;
-neither the form of the trees (one operator or many, its version, its comparisons, complete trees, flags
-for missing values) nor the session's options change it.
+walks a tree by branches, and most of the difference is what the processor guesses wrong. XGBoost and
+CatBoost depend little on what differs, and are ahead at batch 256. Tried, without any gain with one
+thread: many operators instead of one, the newer operator, other comparisons, complete trees, no flags for
+missing values, an older engine. Two threads nearly halve the time of theirs and of ours.
 """
 
 from __future__ import annotations
