@@ -14,7 +14,7 @@ from typing import Any
 from .errors import RequestError
 from .numerics import ATOL, RTOL, compare
 from .rows import join, row_count, take
-from .sparse import LENGTHS, VALUES, Sparse, entry_names, length_names
+from .sparse import IDS, LENGTHS, VALUES, Sparse, entry_names, length_names
 from .tensors import DTYPES, Array, Signature, TensorSpec
 
 Run = Callable[[Mapping[str, Array]], dict[str, Array]]
@@ -78,6 +78,8 @@ def _entries(signature: Signature, alias: str, sparse: Sparse, rows: int, rng: A
         found[name] = _fill(spec, (total, *sparse.shape[2:]) if part == VALUES else (total,), rng)  # type: ignore[arg-type]
         if part == LENGTHS:
             found[name] = lengths
+        if part == IDS:
+            found[name] = np.maximum(found[name], sparse.first_id)
     return found
 
 
@@ -136,11 +138,13 @@ def _magnitudes(signature: Signature, rows: Mapping[str, Array]) -> list[Mapping
     import numpy as np
 
     batches, lengths = [rows], length_names(signature.sparse)
+    first = {s.names(a)[IDS]: s.first_id for a, s in signature.sparse.items() if s.first_id}
     for scale in _SCALES:
         batch = {
             alias: x if alias in lengths else _scaled(signature.inputs[alias], x, scale)
             for alias, x in rows.items()
         }
+        batch |= {alias: np.maximum(batch[alias], least) for alias, least in first.items()}
         if not any(all(np.array_equal(x, seen[a]) for a, x in batch.items()) for seen in batches):
             batches.append(batch)
     return batches

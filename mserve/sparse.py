@@ -3,7 +3,7 @@
 A sparse input's entries are ids with values, a ragged one's are values. In a request such an
 input is plain arrays, its parts, in which the rows stand one behind the other:
 
-    NAME.ids       int64 [entries]         sparse: 0 <= id < size, in any order
+    NAME.ids       int64 [entries]         sparse: first_id <= id < size, in any order
     NAME.values    [entries, ...]          finite; of a sparse input 1 where they are left out
     NAME.lengths   int64 [rows]            how many entries each row has
 
@@ -38,7 +38,8 @@ class Sparse:
     input it stands for: rows; the number of ids (or "?", for any id) or "?" for a ragged one;
     the sizes of one entry's value. `dtype` is that of the values, int64 where a graph takes
     ids alone. A row has at most `max_length` entries, where that is not 0. A request may leave out
-    an `optional` input, whose rows then have no entries.
+    an `optional` input, whose rows then have no entries. Ids count from `first_id`: where a model's own
+    text files count from 1, an id of 0 is a sign that all ids of a row are wrong by one.
     """
 
     kind: str
@@ -49,6 +50,7 @@ class Sparse:
     doc: str = ""
     range: tuple[float, float] | None = field(default=None)
     optional: bool = False
+    first_id: int = 0
 
     @property
     def size(self) -> int:
@@ -72,6 +74,7 @@ class Sparse:
     def to_json(self) -> dict[str, Any]:
         extra: dict[str, Any] = {"max_length": self.max_length, "doc": self.doc, "optional": self.optional}
         extra["range"] = list(self.range) if self.range else None
+        extra["first_id"] = self.first_id
         return {
             "kind": self.kind,
             "tensor": dict(self.tensors),
@@ -102,7 +105,10 @@ class Sparse:
         optional = value.get("optional", False)
         if type(optional) is not bool:
             raise ValueError("optional as true or false")
-        found = cls(kind, dtype, tensors, tuple(shape), longest, doc, limits, optional)
+        first = value.get("first_id", 0)
+        if type(first) is not int or not 0 <= first < 2**63:
+            raise ValueError("first_id as a whole number from 0 on")
+        found = cls(kind, dtype, tensors, tuple(shape), longest, doc, limits, optional, first)
         if problem := found.problem():
             raise ValueError(problem)
         return found
@@ -123,6 +129,8 @@ class Sparse:
             return "a tensor that tells the number of rows: lengths, splits, shape or count"
         if self.kind == "sparse" and (entry or self.dtype in ("string", "bool")):
             return "values that are single numbers"
+        if self.first_id and (self.kind == "ragged" or 0 < self.size <= self.first_id):
+            return "a first_id for a sparse input alone, and below the number of ids"
         if not self.has_values and self.dtype != "int64":
             return "dtype int64, that of the ids, where there are no values"
         if not all(isinstance(size, int) and size > 0 for size in entry):
@@ -244,10 +252,12 @@ def check_entries(alias: str, sparse: Sparse, inputs: Mapping[str, Array]) -> No
         )
     if IDS in names and entries:
         ids = inputs[names[IDS]]
-        if ids.min() < 0 or (sparse.size and ids.max() >= sparse.size):
-            wrong = (ids < 0) | (ids >= sparse.size) if sparse.size else ids < 0
+        first = sparse.first_id
+        if ids.min() < first or (sparse.size and ids.max() >= sparse.size):
+            wrong = (ids < first) | (ids >= sparse.size) if sparse.size else ids < first
             below = f" to {sparse.size - 1}" if sparse.size else " or more"
-            _refuse(f"input {alias!r} has an id out of range", f"0{below}", wrong, ids, lengths)
+            count = ", as ids count from there" if first else ""
+            _refuse(f"input {alias!r} has an id out of range", f"{first}{below}{count}", wrong, ids, lengths)
     values = inputs.get(names.get(VALUES, ""))
     if values is not None and values.dtype.kind not in "iubO" and not np.isfinite(values).all():
         wrong = ~np.isfinite(values)

@@ -273,7 +273,7 @@ def _parts(alias: str, sparse: Sparse) -> dict[str, TensorSpec]:
                 default = "" if sparse.dtype == "string" else 0
             found[name] = TensorSpec(tensor, sparse.dtype, shape, sparse.doc, default, sparse.range)
         else:
-            span = (0, sparse.size - 1) if part == IDS and sparse.size else None
+            span = (sparse.first_id, sparse.size - 1) if part == IDS and sparse.size else None
             shape = (entries if part == IDS else sparse.shape[0],)
             found[name] = TensorSpec(
                 tensor, "int64", shape, default=0 if sparse.optional else None, range=span

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
@@ -9,7 +10,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+import mserve
 
 pytestmark = pytest.mark.slow
 SAMPLES = Path(__file__).parent.parent / "samples" / "exports"
@@ -54,15 +58,63 @@ def test_boosted_trees(base: Path) -> None:
     assert found
 
 
+MODELS = ["fm", "gbdt", "lr", "mixture"]
+
+
+def columns(text: str, head: str) -> list[list[str]]:
+    """The words of the lines of a table, whose first line begins with `head`."""
+    lines = text.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(head))
+    end = next((i for i, line in enumerate(lines) if i > start and not line.strip()), len(lines))
+    return [line.split() for line in lines[start:end]]
+
+
 @pytest.mark.parametrize("real", [False, True], ids=["digits", "ad clicks"])
-def test_ads(real: bool, base: Path, real_data: Callable[[str], Path]) -> None:
+def test_ads(
+    real: bool, base: Path, real_data: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained, exported, held to the frameworks, compared by `mserve diff`, and served side by side."""
     pytest.importorskip("torch")
     pytest.importorskip("lightgbm")
-    environment = {"MSERVE_ADS": str(real_data("12_ctr_data/avazu_train.csv.gz"))} if real else {}
-    text = ran("ads.py", base, **environment)
-    found = pairs(text)
-    assert sorted(path.name for path in base.iterdir()) == ["fm", "gbdt", "lr", "mixture"]
-    assert len(found) == 4
-    for own, bundle in found:
-        assert bundle == pytest.approx(own, abs=1e-5), text
-        assert own > 0.6, text
+    path = str(real_data("12_ctr_data/avazu_train.csv.gz")) if real else ""
+    text = ran("ads.py", base, MSERVE_ADS=path)
+    assert sorted(one.name for one in base.iterdir()) == MODELS
+    assert ("8087 rows of Avazu" in text) == real
+
+    _, *found = columns(text, "AUC")
+    aucs = {name: float(bundle) for name, _, bundle, *_ in found}
+    assert sorted(aucs) == MODELS
+    for name, own, bundle, *note in found:
+        assert float(bundle) == pytest.approx(float(own), abs=1e-5), text
+        assert float(own) > 0.6, text
+        assert " ".join(note).startswith("answers equal those of"), name
+
+    head, *changes = columns(text, "mserve diff lr fm")
+    assert head[4] == "compatible:"
+    said = {" ".join(words[1:-3]): [float(words[-3]), float(words[-1])] for words in changes[1:]}
+    assert changes[0][0] == "answers-moved:"
+    assert said["AUC"] == pytest.approx([aucs["lr"], aucs["fm"]], abs=1e-5), text
+    assert set(said) == {"AUC", "log-loss"}
+
+    names, *rows = columns(text, "served")
+    assert names == ["served", *MODELS, "clicked"]
+    assert [row[-1] for row in rows] == ["yes"] * 3 + ["no"] * 3
+    scores = np.array([row[2:-1] for row in rows], float)
+    monkeypatch.setenv("MSERVE_ADS", path)
+    monkeypatch.syspath_prepend(str(SAMPLES))
+    data = importlib.import_module("data")
+    ids, clicked, _ = data.clicks()
+    test = data.split(len(ids))[1]
+    some = np.concatenate([test[clicked[test] == one][:3] for one in (1, 0)])
+    again = [asked(base, name, ids[some]) for name in MODELS]
+    np.testing.assert_allclose(scores, np.transpose(again), atol=1e-4)
+
+
+def asked(base: Path, name: str, rows: np.ndarray) -> list[float]:
+    """What a bundle answers to some rows, without a server."""
+    model = mserve.load(base / name)
+    inputs = {"features": rows.astype(np.float32)} if name == "gbdt" else {"ids": rows}
+    found = model.run(inputs)
+    model.close()
+    answers: list[float] = (found["p_click"] if "p_click" in found else found["probabilities"][:, 1]).tolist()
+    return answers

@@ -20,7 +20,8 @@ import mutations
 import numpy as np
 import onnx
 import pytest
-from builders import FLOAT, STRING, mlp, model, save, weight
+import sparse_models
+from builders import FLOAT, STRING, floats, mlp, model, save, weight
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
@@ -32,6 +33,8 @@ from mserve import cli
 from mserve.errors import EnvironmentProblem, InputError, MserveError
 from mserve.outfiles import OutFiles
 from mserve.readers.csv_arrays import read_csv
+from mserve.readers.lines import read_lines
+from mserve.sparse import Sparse
 from mserve.tensors import Signature, TensorSpec
 
 Patch, Capture = pytest.MonkeyPatch, pytest.CaptureFixture[str]
@@ -346,6 +349,112 @@ def test_what_parts_is_exit_1_and_names_the_node(place: Path, tmp_path: Path, ca
     assert does(*flags, "--rtol", "1e9") == 0
 
 
+# --- rows as people have them
+
+
+LINES = "1 3:1 17:0.5 # a comment\n\n-1\r\n# a comment alone\n0,1 999:-2e0\n   5:1   5:1"
+LINE_ROWS = [([3, 17], [1, 0.5]), ([], []), ([999], [-2]), ([5, 5], [1, 1])]
+WEIGHTS = floats(1000, 1)
+
+
+@pytest.fixture(scope="module")
+def clicks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A logistic regression over a thousand features, and rows for it as text."""
+    root = tmp_path_factory.mktemp("clicks")
+    sparse_models.logistic(root / "lr", WEIGHTS, 0.25)
+    for name in ("rows.libsvm", "rows.svm", "rows.LIBFM", "rows.txt"):
+        (root / name).write_bytes(LINES.encode())
+    rows = [{"ids": list(ids), "values": list(values)} for ids, values in LINE_ROWS]
+    (root / "rows.json").write_text(json.dumps([{"features": row} for row in rows]))
+    (root / "bare.json").write_text(json.dumps(rows, indent=1))
+    (root / "sum.npy").write_bytes(b"\x93NUMPY")
+    np.savez(root / "rows.npz", **sparse_models.parts(LINE_ROWS))
+    bad = {"zero": "1 3:1\n\n1 0:x", "range": "1 3:1\n1 1000:1", "empty": "\n# nothing\n"}
+    for name, text in bad.items():
+        (root / f"{name}.svm").write_text(text)
+    (root / "latin.svm").write_bytes(b"1 3:1 # \xfc\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["rows.libsvm"],
+        ["rows.svm"],
+        ["rows.LIBFM"],
+        ["features=rows.svm"],
+        ["rows.txt", "--input-format", "lines"],
+        ["rows.json"],
+        ["bare.json"],
+        ["rows.npz"],
+    ],
+    ids=" ".join,
+)
+def test_sparse_rows_in_every_form(
+    clicks: Path, capsys: Capture, monkeypatch: Patch, words: list[str]
+) -> None:
+    monkeypatch.chdir(clicks)
+    expected = sparse_models.sigmoid(sparse_models.dots(LINE_ROWS, WEIGHTS) + 0.25)
+    found = answered(capsys, "lr", "--inputs", *words)["outputs"]["y"]["data"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_files_of_lines_are_joined(clicks: Path, capsys: Capture) -> None:
+    one, two = (
+        answered(capsys, clicks / "lr", *["--inputs", clicks / "rows.svm"] * count)["outputs"]["y"]["data"]
+        for count in (1, 2)
+    )
+    assert two == one * 2
+
+
+@pytest.mark.parametrize(
+    ("source", "words", "said"),
+    [
+        ("lr", ["zero.svm"], r"not of pairs \(where: zero.svm: line 3; .*found: 0:x"),
+        ("lr", ["range.svm"], "id out of range .where: row 1; expected: 0 to 999; found: 1000"),
+        ("lr", ["empty.svm"], "holds no rows.*3:1 17:0.5"),
+        ("lr", ["latin.svm"], "not UTF-8"),
+        ("lr", ["features=sum.npy"], "lines of id:value, or a file for each part: features.ids"),
+        ("lr", ["features.ids=rows.svm"], "one sparse input.*expected: features; found: features.ids"),
+        ("lr", ["feature=rows.svm"], "no such input.*did you mean 'features"),
+        ("dense", ["rows.svm"], "one sparse input.*a signature with a sparse input"),
+    ],
+)
+def test_lines_that_do_not_fit(
+    clicks: Path, place: Path, monkeypatch: Patch, source: str, words: list[str], said: str
+) -> None:
+    monkeypatch.chdir(clicks)
+    path = clicks / "lr" if source == "lr" else place / "matrix.onnx"
+    with pytest.raises(MserveError, match=f"(?s){said}") as caught:
+        does(path, "--inputs", *words)
+    assert caught.value.exit_code in (2, 3)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.binary(max_size=80) | st.text("0123456789:., #-+e\n", max_size=60).map(str.encode))
+def test_bytes_that_are_no_lines_are_an_error_and_no_more(data: bytes) -> None:
+    tensors = {"ids": "i", "values": "v", "lengths": "l", "rows": "r"}
+    port = Sparse("sparse", "float32", tensors, ("batch", 1000))
+    signature = Signature.of("predict", {"f": port}, {})
+    with suppress(MserveError):
+        found = read_lines(data, "f", signature, "file")
+        assert found["f.lengths"].sum() == len(found["f.ids"]) == len(found["f.values"])
+        assert 0 < len(found["f.lengths"]) <= len(data.splitlines())
+
+
+def test_a_bare_list_of_rows_is_a_request(place: Path, tmp_path: Path, capsys: Capture) -> None:
+    """As JSON writers write it: rows in order, or an object for each with the inputs' names."""
+    (tmp_path / "matrix.json").write_text("\n [[1, 2, 3],\n [4, 5, NaN]]\n")
+    found = answered(capsys, place / "matrix.onnx", "--inputs", tmp_path / "matrix.json")
+    np.testing.assert_array_equal(found["outputs"]["y"]["data"], [[1, 2, 3], [4, 5, np.nan]])
+    rows = [{a: x[i].tolist() for a, x in ROWS.items()} for i in range(2)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows, indent=2))
+    found = answered(capsys, place / "shop", "--inputs", tmp_path / "rows.json")
+    assert found["outputs"]["total"]["data"] == TOTAL
+    done = run("run", place / "shop", "--inputs", tmp_path / "rows.json")
+    assert [row["total"] for row in json.loads(done.stdout)["predictions"]] == TOTAL
+
+
 # --- what is refused
 
 
@@ -360,7 +469,10 @@ REFUSED = [
     ("a wrong shape", "matrix.onnx", ["{t}/wide.npy"], "wrong shape"),
     ("a JSON request beside another file", "shop", ["rows.json", "price=price.npy"], "holds all inputs"),
     ("a JSON request for another signature", "shop", ["{t}/named.json"], "--signature other"),
-    ("JSON that is no request", "shop", ["{t}/list.json"], "not a JSON object"),
+    ("JSON that is no request", "shop", ["{t}/text.json"], "not a JSON object"),
+    ("rows without the names of several inputs", "shop", ["{t}/unnamed.json"], "expected: an object"),
+    ("a list of rows that is cut off", "matrix.onnx", ["{t}/cut.json"], "not valid JSON.*byte 14"),
+    ("a list of rows with more behind it", "matrix.onnx", ["{t}/behind.json"], "not valid JSON"),
     ("JSON lines without a request", "shop", ["{t}/empty.jsonl"], "no requests"),
     ("an npy file that announces more than it has", "matrix.onnx", ["{t}/huge.npy"], "cannot read the npy"),
     ("an npy file of objects", "matrix.onnx", ["{t}/objects.npy"], "cannot read the npy.*objects"),
@@ -402,7 +514,10 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (root / "huge.npy").write_bytes(header.getvalue() + bytes(12))
     (root / "named.json").write_text('{"signature_name": "other", "instances": [1]}')
-    (root / "list.json").write_text("[1, 2]")
+    (root / "text.json").write_text('"rows"')
+    (root / "unnamed.json").write_text("[1, 2]")
+    (root / "cut.json").write_text("[[1, 2, 3], [4")
+    (root / "behind.json").write_text('[[1, 2, 3]], "instances": [[4, 5, 6]]')
     (root / "empty.jsonl").write_text("\n")
     head = "price,count,city,sold\n"
     texts = {

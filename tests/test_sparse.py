@@ -27,7 +27,7 @@ from test_commands import run
 import mserve
 from mserve.checks import validate
 from mserve.errors import MetaGraphMalformed, ModelRefused, PayloadTooLarge, RequestError, UsageError
-from mserve.examples import generate
+from mserve.examples import generate, swayed
 from mserve.exporters.build import Graph
 from mserve.exporters.sparse_graph import row_dots, sparse_input
 from mserve.format import GOLDEN_FILE, open_bundle
@@ -117,7 +117,7 @@ def test_a_signature_is_read_as_it_was_written() -> None:
     mixed = Signature.of(
         "predict",
         {
-            "a": port(max_length=5, doc="words", range=(0, 2)),
+            "a": port(max_length=5, doc="words", range=(0, 2), optional=True, first_id=1),
             "x": TensorSpec("x", "float32", ("batch", 3)),
             "b": port("ragged", shape=("batch", "?", 4, 2), dtype="string"),
             "c": port(tensors={"indices": "i", "count": "n"}, dtype="int64", shape=("batch", "?")),
@@ -170,6 +170,11 @@ GOOD = {
         ({"max_length": True}, "max_length"),
         ({"range": [2, 1]}, "a range"),
         ({"doc": 5}, "doc as text"),
+        ({"optional": 1}, "optional as true or false"),
+        ({"first_id": -1}, "first_id as a whole number"),
+        ({"first_id": True}, "first_id as a whole number"),
+        ({"first_id": 10}, "below the number of ids"),
+        ({**RAGGED, "shape": ["batch", "?"], "first_id": 1}, "first_id for a sparse input alone"),
     ],
 )
 def test_what_makes_no_sense_is_refused(changes: dict[str, Any], words: str) -> None:
@@ -178,6 +183,14 @@ def test_what_makes_no_sense_is_refused(changes: dict[str, Any], words: str) -> 
     with pytest.raises(MetaGraphMalformed, match="bad sparse input") as caught:
         Signature.from_json(told, "here")
     assert words in str(caught.value)
+
+
+def test_format_md_says_what_a_signature_may_say(root: Path) -> None:
+    text = (
+        (root / "mserve" / "format" / "FORMAT.md").read_text().partition("### 2.1")[2].partition("## 3.")[0]
+    )
+    keys = port(max_length=5, doc="words", range=(0, 2), optional=True, first_id=1).to_json()
+    assert [key for key in keys if f"`{key}`" not in text] == []
 
 
 def test_a_part_has_no_other_inputs_name() -> None:
@@ -261,6 +274,23 @@ def test_a_bad_request_is_refused(inputs: dict[str, Any], words: str) -> None:
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "1 to 9, as ids count from there"),
+        ({"shape": ("batch", "?")}, "1 or more, as ids count from there"),
+    ],
+    ids=["so many ids", "any id"],
+)
+def test_an_id_below_the_first_is_refused(changes: dict[str, Any], words: str) -> None:
+    """Rows that count from 0, for a model whose files count from 1, would get wrong answers."""
+    told = signature(port(first_id=1, **changes))
+    assert check_inputs(told, changed(ids=[1, 2, 3])) == 3
+    with pytest.raises(RequestError) as caught:
+        check_inputs(told, changed(ids=[7, 2, 0]))
+    assert f"'f' has an id out of range (where: row 2; expected: {words}; found: 0)" in str(caught.value)
+
+
 def test_a_row_has_no_more_entries_than_it_may() -> None:
     assert check_inputs(signature(port(max_length=2)), PARTS) == 3
     with pytest.raises(RequestError, match="too many entries in a row") as caught:
@@ -313,6 +343,20 @@ def test_made_up_rows_are_valid(rows: int) -> None:
     assert made["f.lengths"][0] > 0
     assert made["g.values"].shape[1:] == (2,)
     same(made, generate(spec, rows, seed=3))
+
+
+@pytest.mark.parametrize("size", [10, "?"])
+def test_made_up_rows_count_from_the_first_id(size: int | str) -> None:
+    spec = signature(port(first_id=4, shape=("batch", size)))
+    tried = []
+
+    def model(inputs: Any) -> dict[str, Any]:
+        assert check_inputs(spec, inputs) == 6
+        tried.append(inputs)
+        return {"y": inputs["f.lengths"].astype(np.float32)}
+
+    assert list(swayed(spec, generate(spec, 6, seed=1), model)) == []
+    assert len(tried) > 2
 
 
 # --- JSON ---
@@ -663,6 +707,12 @@ def test_a_signatures_file_names_the_triple(tmp_path: Path) -> None:
     assert servable.run({"features": ["3:1 9:0.5", "", "2:2"]})["y"].tolist() == [7.5, 0, 4]
     assert servable.run({"features": []})["y"].tolist() == []
     servable.close()
+    counted = exported(tmp_path, sparse_models.TRIPLE.replace("size = 10", "size = 10, first_id = 1"))
+    assert counted.metagraph.signatures["serving_default"].sparse["features"].first_id == 1
+    text = run("diff", found.path, counted.path).stdout
+    assert "ids count from another number" in text
+    assert "input-narrowed" in text
+    assert "input-widened" in run("diff", counted.path, found.path).stdout
 
 
 @pytest.mark.parametrize(
@@ -680,6 +730,7 @@ def test_a_signatures_file_names_the_triple(tmp_path: Path) -> None:
         ('shape = "f/shape"', 'ids = "f/shape"', "the number of rows"),
         ('shape = "f/shape"', 'splits = "f/indices"', "int64 of rank 1"),
         ("size = 10", "size = 10, range = [1]", "a range"),
+        ("size = 10", "size = 10, first_id = 10", "below the number of ids"),
     ],
 )
 def test_a_bad_signatures_file_is_refused(tmp_path: Path, old: str, new: str, words: str) -> None:

@@ -128,11 +128,36 @@ def test_a_factorisation_machine_over_a_million_features(server: Running, form: 
 def test_ids_that_a_model_has_no_weights_for(server: Running) -> None:
     """LIBLINEAR passes over them, libFM has no answer."""
     known, *others = server.predict(
-        "lr", {"instances": ["5:1", "5:1 1000001:3", "5:1 123456789012:3", "0:3 5:1"]}
+        "lr", {"instances": ["5:1", "5:1 1000001:3", "5:1 123456789012:3"]}
     ).json()["predictions"]
-    assert others == [known] * 3
+    assert others == [known] * 2
     answer = server.predict("fm", {"instances": ["5:1 1000000:3"]})
     assert (answer.status, "id out of range" in answer.error) == (400, True)
+
+
+ZERO = {"ids": [0, 5], "values": [3.0, 1.0]}
+FROM_0 = [
+    ("a line", {"instances": ["5:1", "0:3 5:1"]}),
+    ("a line with a label", {"instances": ["5:1", "+1 0:3 5:1"]}),
+    ("an object", {"instances": [{"ids": [5]}, ZERO]}),
+    ("a named object", {"instances": [{"features": "5:1"}, {"features": ZERO}]}),
+    ("columns", {"inputs": {"features": ["5:1", ZERO]}}),
+    (
+        "arrays",
+        {"inputs": {"features.ids": [5, 0], "features.values": [1, 1], "features.lengths": [1, 1]}},
+    ),
+]
+
+
+@pytest.mark.parametrize("name", ["lr", "three"])
+@pytest.mark.parametrize("body", [body for _, body in FROM_0], ids=[why for why, _ in FROM_0])
+def test_rows_that_count_from_0_are_refused_where_ids_count_from_1(
+    server: Running, name: str, body: dict[str, Any]
+) -> None:
+    answer = server.predict(name, body)
+    assert answer.status == 400
+    expected = "id out of range (where: row 1; expected: 1 or more, as ids count from there; found: 0)"
+    assert expected in answer.error
 
 
 @pytest.mark.parametrize(("name", "first"), [("lr", 1), ("fm", 0)])

@@ -30,8 +30,8 @@ def command(
         list[str],
         typer.Option(
             metavar="[NAME=]FILE",
-            help="npz, npy, JSON request, JSON lines, CSV, PNG, JPEG or raw values; - is standard input. "
-            "NAME= says for which input; may be repeated.",
+            help="npz, npy, JSON request or list of rows, JSON lines, CSV, LIBSVM's or libFM's text, PNG, "
+            "JPEG or raw values; - is standard input. NAME= says for which input; may be repeated.",
         ),
     ],
     signature: Annotated[str, typer.Option(help="Which signature; default: serving_default.")] = "",
@@ -40,7 +40,7 @@ def command(
         Path | None, typer.Option(help="Write the outputs to this file: .npz, .npy, .json or .jsonl.")
     ] = None,
     input_format: Annotated[
-        str, typer.Option(help="What the files are: npz, npy, json, jsonl, csv, tsv, image, raw.")
+        str, typer.Option(help="What the files are: npz, npy, json, jsonl, csv, tsv, image, raw, lines.")
     ] = "",
     pixels: Annotated[str, typer.Option(help="What 0 and 255 of an image become: 0..1, -1..1, 0..255.")] = "",
     resize: Annotated[bool, typer.Option("--resize", help="Scale images to the input's size.")] = False,

@@ -148,6 +148,10 @@ def _sparse(name: str, one: Signature, two: Signature) -> Iterator[Change]:
                 code = "input-narrowed" if now and (now < was or not was) else "input-widened"
                 text = f"the {what} are others"
                 yield Change(code, f"{name}.{alias}", text, _below(was), _below(now))
+        if first.first_id != second.first_id:
+            code = "input-narrowed" if second.first_id > first.first_id else "input-widened"
+            text = "ids count from another number"
+            yield Change(code, f"{name}.{alias}", text, str(first.first_id), str(second.first_id))
 
 
 def _below(limit: int) -> str:

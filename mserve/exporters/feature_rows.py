@@ -63,9 +63,9 @@ class DenseRows:
 
 @dataclass(frozen=True, slots=True)
 class SparseRows:
-    """Sparse rows of `count` features, whose ids count from `first`; smaller ids have no weight.
+    """Sparse rows of `count` features, whose ids count from `first`; smaller ids are refused.
 
-    With `beyond`, larger ids have none either; otherwise they are refused.
+    Larger ids have no weight with `beyond`; otherwise they are refused, too.
     """
 
     count: int
@@ -78,9 +78,9 @@ class SparseRows:
     def port(self) -> Sparse:
         end = self.first + self.count
         words = [f"ids count from {self.first}, as in the model's own text files"]
-        words += ["id 0 has no weight"] if self.first else []
         words += [f"ids above {end - 1} have no weight"] if self.beyond else []
-        return sparse_input(self.alias, 0 if self.beyond else end, self.dtype, doc="; ".join(words))
+        size = 0 if self.beyond else end
+        return sparse_input(self.alias, size, self.dtype, doc="; ".join(words), first_id=self.first)
 
     def ports(self) -> Ports:
         return {self.alias: self.port}

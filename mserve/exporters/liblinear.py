@@ -56,7 +56,7 @@ def convert(source: str, options: ConvertOptions) -> Converted:
 
 
 def _rows(features: int, options: ConvertOptions) -> FeatureRows:
-    """Ids of files count from 1, and LIBLINEAR passes over those that a model has no weights for.
+    """Ids of files count from 1, as LIBLINEAR insists; it passes over those that a model has no weights for.
 
     Values of sparse rows are float64: text gets the very decision that LIBLINEAR makes of it.
     """

@@ -86,6 +86,9 @@ def convert(source: str, options: ConvertOptions) -> Converted:
 def _rows(kernel: str, features: int, options: ConvertOptions, path: Path) -> FeatureRows:
     """Ids of files count from 1; those that no support vector has are passed over, as LIBSVM does.
 
+    LIBSVM passes over 0 as well, which its files have for precomputed kernels alone: here it is refused,
+    since rows that count from 0 would get wrong answers.
+
     Raises UsageError for sparse rows of a kernel that wants whole ones.
     """
     if not options.sparse:

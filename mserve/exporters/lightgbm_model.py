@@ -15,6 +15,7 @@ The `objective` line says how sums become answers, with parameters that change t
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -315,7 +316,9 @@ def _compare(converted: Converted, rows: TreeRows, path: Path) -> None:
         import lightgbm
     except ImportError:
         return
-    booster = lightgbm.Booster(model_file=str(path), params={"verbosity": -1})
+    with warnings.catch_warnings():  # that it takes the parameters in the file, and this one all the same
+        warnings.simplefilter("ignore", UserWarning)
+        booster = lightgbm.Booster(model_file=str(path), params={"verbosity": -1})
 
     def reference(name: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         import numpy as np

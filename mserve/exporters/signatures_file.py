@@ -107,6 +107,7 @@ SPARSE_KEYS: dict[str, type] = {
     "tensor": dict,
     "size": int,
     "max_length": int,
+    "first_id": int,
     "doc": str,
     "range": list,
 }
@@ -132,6 +133,7 @@ def _sparse(port: dict[str, Any], known: Mapping[str, TensorSpec], at: str) -> S
         "tensor": tensors,
         "shape": ["batch", size or "?", *entry],
         "max_length": longest,
+        "first_id": port.get("first_id", 0),
         "doc": port.get("doc", ""),
         "range": port.get("range"),
     }

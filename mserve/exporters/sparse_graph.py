@@ -31,11 +31,18 @@ class Builder(Protocol):
 
 
 def sparse_input(
-    alias: str, size: int = 0, dtype: str = "float32", max_length: int = 0, doc: str = ""
+    alias: str,
+    size: int = 0,
+    dtype: str = "float32",
+    *,
+    max_length: int = 0,
+    doc: str = "",
+    first_id: int = 0,
 ) -> Sparse:
     """A sparse input for `row_dots`; without a `size` any id may come, and those beyond the weights are 0."""
     roles = {role: f"{alias}.{role}" for role in (IDS, VALUES, LENGTHS, "rows")}
-    return Sparse("sparse", dtype, roles, ("batch", size or "?"), max_length, doc)
+    shape = ("batch", size or "?")
+    return Sparse("sparse", dtype, roles, shape, max_length, doc, first_id=first_id)
 
 
 def row_dots(graph: Builder, port: Sparse, weights: Array, values: str = "", name: str = "") -> str:

@@ -3,6 +3,7 @@
     npz             arrays by input               npy    one input
     JSON, JSONL     predict requests              CSV    see `csv_arrays`
     PNG, JPEG       one input, see `images`       raw    one input: its values, little-endian
+    lines           one sparse input: LIBSVM's or libFM's text, a row a line
 
 A source is FILE, or NAME=FILE for one input; "-" is standard input. Which kind a file is says its
 suffix, else its first bytes, unless the caller says it.
@@ -24,11 +25,13 @@ from ..tensors import DTYPES, Array, Signature, TensorSpec, dtype_of
 from ..wire import tfs_json
 from .csv_arrays import read_csv
 from .images import ImageOptions, read_image
+from .lines import read_lines
 from .requests import Sample, arrays_of, parse_requests, plain_arrays
 
-KINDS = ("npz", "npy", "json", "jsonl", "csv", "tsv", "image", "raw")
+KINDS = ("npz", "npy", "json", "jsonl", "csv", "tsv", "image", "raw", "lines")
 _SUFFIXES = {f".{kind}": kind for kind in KINDS} | {
-    ".ndjson": "jsonl", ".png": "image", ".jpg": "image", ".jpeg": "image", ".bin": "raw"
+    ".ndjson": "jsonl", ".png": "image", ".jpg": "image", ".jpeg": "image", ".bin": "raw",
+    ".libsvm": "lines", ".svm": "lines", ".libfm": "lines"
 }  # fmt: skip
 _MAGIC = {b"PK\x03\x04": "npz", b"\x93NUMPY": "npy", b"\x89PNG": "image", b"\xff\xd8\xff": "image"}
 Named = Mapping[str, Array]
@@ -85,19 +88,29 @@ def read_arrays(
 def _source(text: str, signature: Signature, options: Options) -> _Source:
     """A source taken apart and read."""
     alias, equals, rest = text.partition("=")
-    if not equals or (alias not in signature.inputs and Path(text).exists()):
+    known = [*signature.inputs, *signature.sparse]
+    if not equals or (alias not in known and Path(text).exists()):
         alias, rest = "", text
-    if alias and alias not in signature.inputs:
-        near = get_close_matches(alias, signature.inputs, 3)
+    if alias and alias not in known:
+        near = get_close_matches(alias, known, 3)
         raise InputError(
             "the signature has no such input",
-            expected=", ".join(signature.inputs) or "no inputs",
+            expected=", ".join(known) or "no inputs",
             found=repr(alias),
             hint=f"did you mean {' or '.join(map(repr, near))}?" if near else "",
         )
     where = "standard input" if rest == "-" else rest
     data = _standard_input(options) if rest == "-" else read_input(Path(rest))
-    return _Source(alias, where, options.kind or _kind(rest, data), data)
+    kind = options.kind or _kind(rest, data)
+    if alias in signature.sparse and kind != "lines":
+        raise UsageError(
+            f"the rows of {alias!r} have any number of entries, and a file of this kind gives one array",
+            where=where,
+            expected="lines of id:value, or a file for each part: "
+            + ", ".join(signature.sparse[alias].names(alias).values()),
+            found=kind,
+        )
+    return _Source(alias, where, kind, data)
 
 
 def _standard_input(options: Options) -> bytes:
@@ -223,6 +236,20 @@ def _raw(source: _Source, signature: Signature, _: Options) -> Named:
     return {alias: np.frombuffer(source.data, kind.newbyteorder("<")).astype(kind).reshape(shape)}
 
 
+def _lines(source: _Source, signature: Signature, _: Options) -> Named:
+    sparse = [alias for alias, port in signature.sparse.items() if port.kind == "sparse"]
+    asked = [source.alias] if source.alias else sparse
+    if len(asked) != 1 or asked[0] not in sparse:
+        raise UsageError(
+            "lines of id:value are for one sparse input",
+            where=source.where,
+            expected=", ".join(sparse) or "a signature with a sparse input",
+            found=source.alias or "no name, and not one sparse input",
+            hint="say which: --inputs NAME=FILE" if len(sparse) > 1 else "",
+        )
+    return read_lines(source.data, asked[0], signature, source.where)
+
+
 def _json(source: _Source, _: Signature, __: Options) -> Named:
     raise UsageError(
         "a JSON request holds all inputs",
@@ -233,7 +260,7 @@ def _json(source: _Source, _: Signature, __: Options) -> Named:
 
 _READERS: dict[str, Callable[[_Source, Signature, Options], Named]] = {
     "npz": _npz, "npy": _npy, "json": _json, "jsonl": _json, "csv": _csv, "tsv": _csv, "image": _image,
-    "raw": _raw,
+    "raw": _raw, "lines": _lines,
 }  # fmt: skip
 
 

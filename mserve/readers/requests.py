@@ -1,7 +1,7 @@
 """Files of requests, as the sender of requests takes them.
 
     npz          its arrays, with `rows` cut into requests of so many rows
-    JSON         one request, TensorFlow Serving's or Open Inference's
+    JSON         one request, TensorFlow Serving's or Open Inference's, or a bare list of rows
     JSON lines   a request a line, or a recorded request log
 
 Several requests are sent in an order that is drawn once, from the seed; those of a log
@@ -10,6 +10,7 @@ in the order in which they arrived.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from ..files import read_input
 from ..format.golden import read_npz
 from ..tensors import Array, Signature
 from ..wire import oip_json, tfs_json
+from ..wire.json_values import check_values
 
 REQUESTS_MAX = 1 << 20
 
@@ -96,7 +98,7 @@ def parse_requests(data: bytes, where: str, *, lines: bool) -> Samples:
     first = orjson_object(records[0]) if records else {}
     logged = "time" in first and "instances" not in first
     if not lines and not logged and (len(records) < 2 or not first):
-        return Samples([_json(data, where)], where)
+        return Samples([_json(data if lines else _enveloped(data), where)], where)
     if not records:
         raise InputError("the file holds no requests", where=where, expected="a JSON request a line")
     if len(records) > REQUESTS_MAX:
@@ -138,6 +140,18 @@ def _json(body: bytes, where: str) -> Sample:
             found=", ".join(value)[:80] or "an empty object",
         )
     return Sample(body=body, signature=tfs_json.signature_name(value))
+
+
+def _enveloped(body: bytes) -> bytes:
+    """A bare list of rows as the request that it stands for; all else as it is."""
+    if body.lstrip()[:1] != b"[":
+        return body
+    check_values(body)
+    try:
+        json.loads(body)  # bare NaN passes, as it does in requests
+    except (ValueError, RecursionError):
+        return body  # whose reader says where it stops being JSON
+    return b'{"instances":' + body + b"}"
 
 
 def _log(lines: Sequence[bytes], where: str) -> Samples:

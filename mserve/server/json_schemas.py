@@ -80,7 +80,8 @@ def _row(port: TensorSpec | Sparse) -> Schema:
     entry = _nested(_value(port.dtype), port.shape[2:])
     if port.kind == "ragged":
         return array_of(entry)
-    ids = array_of(COUNT | ({"maximum": port.size - 1} if port.size else {"maximum": 2**63 - 1}))
+    most = port.size - 1 if port.size else 2**63 - 1
+    ids = array_of(COUNT | {"minimum": port.first_id, "maximum": most})
     row = object_of("ids", ids=ids, **({"values": array_of(entry)} if port.has_values else {}))
     line = {"type": "string", "pattern": LINE}
     told = {"description": port.doc} if port.doc else {}  # such as what its ids count from

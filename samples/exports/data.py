@@ -14,6 +14,7 @@ HERE = Path(__file__).resolve().parent
 DIGITS = HERE.parent / "digits" / "digits.csv.gz"
 HELD_OUT = 5  # every fifth row is for the test
 BUCKETS = 4096
+AVAZU = "12_ctr_data/avazu_train.csv.gz"
 # Of Avazu's columns: no identity of a device, and nothing that the click follows from.
 FIELDS = (
     "hour C1 banner_pos site_id site_domain site_category app_id app_domain app_category "
@@ -30,11 +31,11 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 def clicks() -> tuple[np.ndarray, np.ndarray, str]:
     """Ids of fields, int64 [rows, fields] below BUCKETS, whether each row was clicked, and whence.
 
-    Avazu's rows are read where MSERVE_ADS names a CSV file of them (the `train` file of Kaggle's
-    "Click-Through Rate Prediction", or a part of it, gzipped or not). Without it, digits stand in: a row's
-    fields are its pixels, and a "click" is an odd digit.
+    Avazu's rows are the `train` file of Kaggle's "Click-Through Rate Prediction", or a part of it, gzipped
+    or not: the file that MSERVE_ADS names, else the one that the tests look for. Without any, or where
+    MSERVE_ADS is empty, digits stand in: a row's fields are its pixels, and a "click" is an odd digit.
     """
-    path = os.environ.get("MSERVE_ADS", "")
+    path = os.environ.get("MSERVE_ADS", _collected())
     if not path:
         pixels, digit = digits()
         ids = (np.arange(64) * 17 + pixels * 16).astype(np.int64)
@@ -43,6 +44,13 @@ def clicks() -> tuple[np.ndarray, np.ndarray, str]:
         rows = list(csv.DictReader(file))
     ids = [[zlib.crc32(f"{name}={value(row, name)}".encode()) % BUCKETS for name in FIELDS] for row in rows]
     return np.array(ids), np.array([int(row["click"]) for row in rows]), f"{len(rows)} rows of Avazu"
+
+
+def _collected() -> str:
+    """Avazu's rows among the test data, "" where there are none."""
+    places = (os.environ.get("MSERVE_TEST_DATA", ""), HERE.parents[2] / "shared" / "data")
+    files = [Path(place) / AVAZU for place in places if place]
+    return next((str(file) for file in files if file.is_file()), "")
 
 
 def value(row: dict[str, str], name: str) -> str:
