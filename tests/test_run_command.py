@@ -9,6 +9,7 @@ import json
 import os
 import pty
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -39,6 +40,7 @@ from mserve.tensors import Signature, TensorSpec
 
 Patch, Capture = pytest.MonkeyPatch, pytest.CaptureFixture[str]
 BOOL, INT64 = TensorProto.BOOL, TensorProto.INT64
+EMPTY = b"{'descr': '<U0', 'fortran_order': False, 'shape': (1099511627776,), }\n"
 CSV = 'count,city,price,sold,note\n2,Bern,1.5,true,a\n3,"Aarau, AG",-2e1,0,b\n'
 ROWS = {
     "price": np.float32([1.5, -20]),
@@ -475,6 +477,10 @@ REFUSED = [
     ("a list of rows with more behind it", "matrix.onnx", ["{t}/behind.json"], "not valid JSON"),
     ("JSON lines without a request", "shop", ["{t}/empty.jsonl"], "no requests"),
     ("an npy file that announces more than it has", "matrix.onnx", ["{t}/huge.npy"], "cannot read the npy"),
+    ("an npy file whose header stops", "matrix.onnx", ["{t}/cut.npy"], "cannot read the npy"),
+    ("an npy file of a trillion nothings", "shop", ["city={t}/empty.npy"], "cannot read the npy.*announced"),
+    ("bytes that are no text", "shop", ["city={t}/bytes.npy"], "no text"),
+    ("beyond Unicode", "shop", ["city={t}/beyond.npy"], "Unicode does not have"),
     ("an npy file of objects", "matrix.onnx", ["{t}/objects.npy"], "cannot read the npy.*objects"),
     ("an npz archive for one input", "shop", ["price=rows.npz"], "one array"),
     ("CSV without a column", "shop", ["{t}/lacks.csv"], "lacks a column.*price.*is it 'prices'"),
@@ -507,6 +513,10 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("bad")
     np.save(root / "double.npy", np.ones((2, 3)))
     np.save(root / "wide.npy", np.ones((2, 4), np.float32))
+    np.save(root / "bytes.npy", np.array([b"\xff"]))
+    np.save(root / "beyond.npy", np.array([0x7FFFFFFF], np.uint32).view("<U1"))
+    for name, head in (("cut", b"{'descr': '<f4', 'shape': (3,"), ("empty", EMPTY)):
+        (root / f"{name}.npy").write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head)
     np.save(root / "objects.npy", np.array([{}], object))
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(

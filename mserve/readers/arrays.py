@@ -12,6 +12,7 @@ suffix, else its first bytes, unless the caller says it.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -21,12 +22,12 @@ from typing import Any, BinaryIO
 from ..errors import InputError, UsageError
 from ..files import MAX_INPUT_BYTES, read_input
 from ..format.golden import npz_arrays, restored
-from ..tensors import DTYPES, Array, Signature, TensorSpec, dtype_of
+from ..tensors import DTYPES, Array, Signature, TensorSpec
 from ..wire import tfs_json
 from .csv_arrays import read_csv
 from .images import ImageOptions, read_image
 from .lines import read_lines
-from .requests import Sample, arrays_of, parse_requests, plain_arrays
+from .requests import Sample, arrays_of, parse_requests, plain_arrays, texts
 
 KINDS = ("npz", "npy", "json", "jsonl", "csv", "tsv", "image", "raw", "lines")
 _SUFFIXES = {f".{kind}": kind for kind in KINDS} | {
@@ -163,7 +164,7 @@ def _npz(source: _Source, signature: Signature, _: Options) -> Named:
             "one input is one array", where=source.where, expected="one array", found=", ".join(found)
         )
     named = {source.alias: next(iter(found.values()))} if source.alias else found
-    return {a: _typed(x, signature.inputs.get(a)) for a, x in named.items()}
+    return {a: _typed(x, signature.inputs.get(a), source.where) for a, x in named.items()}
 
 
 def _npy(source: _Source, signature: Signature, _: Options) -> Named:
@@ -175,23 +176,26 @@ def _npy(source: _Source, signature: Signature, _: Options) -> Named:
         file = io.BytesIO(source.data)
         major = npy.read_magic(file)[0]
         shape, _order, kind = (npy.read_array_header_1_0 if major == 1 else npy.read_array_header_2_0)(file)
-        needed = kind.itemsize * int(np.prod(shape, dtype=object))
-        if kind.hasobject or needed > len(source.data):
-            raise ValueError("objects" if kind.hasobject else f"values of {needed} bytes are announced")
+        count = math.prod(shape)
+        needed = kind.itemsize * count
+        if kind.hasobject or needed > len(source.data) or (count and not kind.itemsize):
+            raise ValueError(
+                "objects" if kind.hasobject else f"{count} values of {needed} bytes are announced"
+            )
         file.seek(0)
         array: Array = np.load(file, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # numpy's reader of headers raises what Python's parsers do
         raise InputError(
-            "cannot read the npy file", where=source.where, found=str(error).splitlines()[0],
+            "cannot read the npy file", where=source.where, found=str(error).split("\n")[0][:200],
             hint="write it with numpy.save, strings as numpy text arrays, not objects",
         ) from error  # fmt: skip
-    return {alias: _typed(array, spec)}
+    return {alias: _typed(array, spec, source.where)}
 
 
-def _typed(array: Array, spec: TensorSpec | None) -> Array:
+def _typed(array: Array, spec: TensorSpec | None, where: str) -> Array:
     """Text as objects, short types as such: numpy's files have no word for them."""
-    if dtype_of(array) == "string":
-        return array.astype(str).astype(object)
+    if array.dtype.kind in "UST":
+        return texts(array, where)
     return array if spec is None else restored(array, spec.dtype)
 
 

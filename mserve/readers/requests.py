@@ -114,7 +114,16 @@ def plain_arrays(arrays: Mapping[str, Array], where: object) -> dict[str, Array]
     """The arrays of an npz archive, text as objects. Raises InputError where there are none."""
     if not arrays:
         raise InputError("the npz archive holds no arrays", where=where)
-    return {a: x.astype(str).astype(object) if x.dtype.kind in "UST" else x for a, x in arrays.items()}
+    return {a: texts(x, where) if x.dtype.kind in "UST" else x for a, x in arrays.items()}
+
+
+def texts(array: Array, where: object) -> Array:
+    """An array of numpy's texts, or of ASCII bytes, as objects. Raises InputError for what is no text."""
+    try:
+        return array.astype(str).astype(object)
+    except (UnicodeDecodeError, SystemError, ValueError) as error:  # SystemError: beyond Unicode
+        found = error if isinstance(error, UnicodeDecodeError) else "a character that Unicode does not have"
+        raise InputError("an array's values are no text", where=where, found=found) from error
 
 
 def _cut(arrays: Mapping[str, Array], rows: int, path: Path) -> Iterator[Sample]:
