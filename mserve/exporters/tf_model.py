@@ -18,7 +18,7 @@ from ..numerics import compare
 from ..rows import Cuts
 from ..sparse import LENGTHS, VALUES, Sparse
 from ..tensors import ANY_DIM, BY_ONNX, DTYPES, Array, Shape, Signature, TensorSpec, plain_text
-from . import tf_feeds, tf_graph, tf_handlers, tf_parse
+from . import tf_feeds, tf_graph, tf_handlers, tf_parse, tf_text
 from .kinds import Converted
 
 if TYPE_CHECKING:
@@ -122,6 +122,7 @@ def _to_onnx(
         custom_op_handlers=tf_handlers.handlers(),
     )
     found: onnx.ModelProto = model
+    tf_text.write_hashes(found)
     return found
 
 
