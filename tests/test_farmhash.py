@@ -15,9 +15,13 @@ from onnx import helper
 
 from mserve.exporters import farmhash
 from mserve.exporters.build import Graph
+from mserve.exporters.utf8_bytes import bytes_of
 
 WRAP = (1 << 64) - 1
 K0, K1, K2 = 0xC3A5C85C97CB3127, 0xB492B66FBE98F273, 0x9AE16A3B2F90404F
+
+
+OPSETS = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
 
 
 def turn(value: int, bits: int) -> int:
@@ -99,15 +103,34 @@ def long_fingerprint(data: bytes) -> int:
     return mix(first, mix(v[1], w[1], factor) + x & WRAP, factor)
 
 
+# What TensorFlow 2.21 gives: tf.strings.to_hash_bucket_fast by two numbers of buckets, put together.
+GOLDEN = [
+    ("", 0x9AE16A3B2F90404F),
+    ("a", 0xB3454265B6DF75E3),
+    ("abc", 0x24A5B3A074E7F369),
+    ("word", 0xE4F7876374C312C0),
+    ("xxxxxxxx", 0xC5C78B7965B88A7E),
+    ("0123456789abcdef", 0x54B961E5DC834067),
+    ("0123456789abcdef0", 0x6DEB36B4A021A909),
+    ("Chicago Elite Cab Corp.", 0xB9B26BDEC913F8D4),
+    ("Blue Ribbon Taxi Association Inc.", 0x886376D134A819D9),
+    ("ab" * 32, 0x17AB66E52F679116),
+    ("ab" * 32 + "c", 0x3BF2EE617877037B),
+    ("abc" * 43, 0xC642F3DEED2B6FA8),
+    ("Müller & Söhne " * 20, 0xF34EC4EEE2AECA3E),
+    ("é", 0x099E89E5ECBB4CC1),
+    ("漢字", 0x138F7BABC827A6A8),
+    ("😀 taxi", 0x8073D702864242F2),
+]
+
+
 def session(graph: Graph, outputs: Sequence[tuple[str, int]]) -> onnxruntime.InferenceSession:
     """A graph whose input is texts, of any shape."""
     text = helper.make_tensor_value_info("texts", onnx.TensorProto.STRING, None)
     made = [helper.make_tensor_value_info(name, kind, None) for name, kind in outputs]
     model = helper.make_model(
         graph.inner("hash", [text], made),
-        opset_imports=[
-            helper.make_opsetid(d, v) for d, v in (("", 18), ("ai.onnx.ml", 3), ("com.microsoft", 1))
-        ],
+        opset_imports=OPSETS,
         ir_version=9,
     )
     return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -128,11 +151,58 @@ def known(texts: Iterable[str]) -> list[int]:
     return [fingerprint(text.encode()) for text in texts]
 
 
+def test_what_tensorflow_gives(hashing: Any) -> None:
+    texts, numbers = zip(*GOLDEN, strict=True)
+    assert known(texts) == [*numbers]
+    assert hashed(hashing, texts) == [*numbers]
+
+
 def test_texts_of_every_length(hashing: Any) -> None:
     letters = "the five boxing wizards jump quickly; " * 9
     texts = [letters[n % 7 : n % 7 + n] for n in range(300)]
     assert hashed(hashing, texts) == known(texts)
     assert [hashed(hashing, [text])[0] for text in texts[::17]] == known(texts[::17])
+
+
+def test_every_character() -> None:
+    """All that a text may have: each one's bytes, and where they begin and end."""
+    graph = Graph()
+    found = bytes_of(graph, "texts")
+    outputs = [(name, onnx.TensorProto.INT64) for name in (found.stream, found.starts, found.ends)]
+    reading = session(graph, outputs)
+    characters = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+    for first in range(0, len(characters), 1 << 16):
+        some = characters[first : first + (1 << 16)]
+        stream, starts, ends = reading.run(None, {"texts": np.array(some, object)})
+        encoded = [x.encode() for x in some]
+        assert stream.tolist() == [*b"".join(encoded)]
+        np.testing.assert_array_equal(ends - starts, [len(x) for x in encoded])
+        np.testing.assert_array_equal(starts[1:], ends[:-1])
+
+
+SHAPES = [("none", (0,)), ("rows of one", (3, 1)), ("a grid", (2, 3)), ("one alone", ()), ("no rows", (0, 2))]
+
+
+@pytest.mark.parametrize(("why", "shape"), SHAPES, ids=[row[0] for row in SHAPES])
+def test_buckets_keep_the_shape(why: str, shape: tuple[int, ...]) -> None:
+    graph = Graph()
+    bucket = farmhash.buckets(graph, "texts", 1000, name="bucket")
+    size = int(np.prod(shape))
+    texts = np.array([f"text {'y' * (9 * n)}" for n in range(size)], object).reshape(shape)
+    (found,) = session(graph, [(bucket, onnx.TensorProto.INT64)]).run(None, {"texts": texts})
+    assert found.shape == shape
+    assert found.ravel().tolist() == [number % 1000 for number in known(texts.ravel())]
+
+
+def test_shapes_can_be_inferred() -> None:
+    """The inference of onnx ends the process at some operators of which it does not know the inputs."""
+    graph = Graph()
+    farmhash.buckets(graph, "texts", 10, name="bucket")
+    text = helper.make_tensor_value_info("texts", onnx.TensorProto.STRING, ["batch"])
+    made = helper.make_tensor_value_info("bucket", onnx.TensorProto.INT64, None)
+    model = helper.make_model(graph.inner("hash", [text], [made]), opset_imports=OPSETS)
+    (bucket,) = onnx.shape_inference.infer_shapes(model).graph.output
+    assert bucket.type.tensor_type.elem_type == onnx.TensorProto.INT64
 
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=90)

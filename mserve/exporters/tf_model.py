@@ -338,8 +338,8 @@ def _made_up(signature: Signature, rows: int, seed: int = 0, *, even: bool = Fal
     if not even:
         return found
     names = [port.names(alias) for alias, port in signature.sparse.items()]
-    lengths = found[names[0][LENGTHS]] if names else None
     for parts in names:
+        lengths = found[names[0][LENGTHS]]
         for part, name in parts.items():
             old = found[name]
             found[name] = lengths if part == LENGTHS else np.resize(old, (int(lengths.sum()), *old.shape[1:]))

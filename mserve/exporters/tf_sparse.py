@@ -17,6 +17,7 @@ from typing import Any
 
 from .tf_nodes import Nodes
 
+_INT64 = 7  # ONNX's number of the dtype
 # How parts of a segment become one number, as ScatterElements calls it.
 _REDUCTIONS = {"Sum": "add", "Mean": "add", "SqrtN": "add", "Prod": "mul", "Max": "max", "Min": "min"}
 
@@ -162,9 +163,9 @@ def _filled_rows(context: Any, node: Any, _: str, __: Any) -> None:
     count = nodes.add("Slice", nodes.wide(shape), zero, one)
     there = nodes.add(
         "ScatterElements",
-        nodes.filled(count, 0, TensorProto.INT64),
+        nodes.filled(count, 0, _INT64),
         rows,
-        nodes.filled(nodes.add("Shape", rows), 1, TensorProto.INT64),
+        nodes.filled(nodes.add("Shape", rows), 1, _INT64),
         axis=0,
     )
     empty = nodes.add("Not", nodes.cast(there, TensorProto.BOOL))
@@ -172,7 +173,7 @@ def _filled_rows(context: Any, node: Any, _: str, __: Any) -> None:
     many = nodes.add("Slice", nodes.add("Shape", added), zero, one)
     width = nodes.add("Slice", nodes.add("Shape", indices), one, nodes.ints(2))
     zeros = nodes.add("Concat", many, nodes.add("Sub", width, one), axis=0)
-    padded = nodes.add("Concat", added, nodes.filled(zeros, 0, TensorProto.INT64), axis=1)
+    padded = nodes.add("Concat", added, nodes.filled(zeros, 0, _INT64), axis=1)
     indices = nodes.add("Concat", indices, padded, axis=0)
     values = nodes.add("Concat", values, nodes.add("Expand", default, many), axis=0)
     order = _order(context, nodes, nodes.add("Gather", indices, nodes.constant(0, "int64"), axis=1))
@@ -226,7 +227,6 @@ def _of_size(nodes: Nodes, vector: str, size: str) -> str:
     return nodes.add("Slice", nodes.add("Concat", vector, zeros, axis=0), nodes.ints(0), size)
 
 
-_INT64 = 7
 _FAMILY = _family()
 HANDLERS: Mapping[str, Any] = {
     **dict.fromkeys(_FAMILY, _segments),
