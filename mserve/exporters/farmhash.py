@@ -1,8 +1,8 @@
 """FarmHash's Fingerprint64 of texts, in a graph: what TensorFlow puts words into buckets with.
 
-The hash has a formula for each of five ranges of length. Here every text goes through all of
-them, and the right one of their numbers is taken; texts longer than 64 bytes are read in blocks
-of 64 by a loop, which runs as often as the longest text has blocks. The formulas read eight bytes
+The hash has a formula for each of five ranges of length. Here every text goes through those for
+up to 64 bytes, and the right one of their numbers is taken. Longer texts, if any, are read in
+blocks of 64 by a loop, which runs as often as the longest has blocks. The formulas read eight bytes
 at places that depend on the length. So the bytes of all texts lie one behind the other with
 zeros around them, and a table has the eight bytes that begin at each place. What a formula
 reads outside of its text is not used.
@@ -84,10 +84,10 @@ def fingerprints(graph: Graph, texts: str) -> Word:
         (8, _to_16(known, length)),
         (17, _to_32(known, length)),
         (33, _to_64(known, length)),
-        (BLOCK + 1, _longer(known, size)),
     ):
         short = graph.add("Less", size, graph.scalar(least, "int64"))
         answer = words.where(short, answer, number)
+    answer = _with_longer(known, size, answer)
     return Word(words, graph.add("Slice", answer.tensor, _ints(graph, [0]), _ints(graph, [-1])))
 
 
@@ -167,6 +167,17 @@ class _State:
     z: Word
 
 
+def _with_longer(texts: _Texts, size: str, answer: Word) -> Word:
+    """The answer, with the hashes of the texts that are longer than a block in their places."""
+    graph, words = texts.words.graph, texts.words
+    long = graph.add("Greater", size, graph.scalar(BLOCK, "int64"))
+    places = graph.add("Reshape", graph.add("NonZero", long), _ints(graph, [-1]))
+    start, end, some = (graph.add("Compress", x, long) for x in (texts.start, texts.end, size))
+    found = _longer(replace(texts, start=start, end=end), some)
+    signed = (graph.cast(x.tensor, "int64") for x in (answer, found))
+    return words.of(graph.add("ScatterElements", next(signed), places, next(signed)))
+
+
 def _longer(texts: _Texts, size: str) -> Word:
     graph, words = texts.words.graph, texts.words
     y = (SEED * K1 + 113) % (1 << 64)
@@ -239,7 +250,7 @@ def _blocks(texts: _Texts, counts: str, state: _State) -> _State:
         *(info(x, TensorProto.UINT64, [f"{name}texts"]) for x in kept),
     ]
     inner = body.inner(f"{name}block", [*flags, *unsigned], outputs)
-    longest = graph.add("ReduceMax", counts, keepdims=0)
+    longest = graph.add("ReduceMax", graph.add("Concat", counts, _ints(graph, [0]), axis=0), keepdims=0)
     first = (getattr(state, x).tensor for x in STATES)
     found = graph.add_many("Loop", len(STATES), longest, "", *first, body=inner)
     return _State(*(Word(texts.words, x) for x in found))

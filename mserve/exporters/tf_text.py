@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .build import Graph
+from .build import ML, ML_OPSET, Graph
 from .farmhash import buckets
 from .utf8_bytes import MICROSOFT
 
@@ -33,5 +33,7 @@ def write_hashes(model: onnx.ModelProto) -> None:
         inner = made.inner("", [], [])
         graph.node.extend(inner.node)
         graph.initializer.extend(inner.initializer)
-    if MICROSOFT not in {entry.domain for entry in model.opset_import}:
-        model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
+    known = {entry.domain for entry in model.opset_import}
+    for domain, version in ((ML, ML_OPSET), (MICROSOFT, 1)):
+        if domain not in known:
+            model.opset_import.append(helper.make_opsetid(domain, version))
