@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from server_tools import serving
+from tf_examples import asked, parts
 
 import mserve
 from mserve.compare import Options, diff
@@ -149,6 +150,47 @@ def test_a_metagraph_is_asked_for_what_the_user_names(made: Path, tmp_path: Path
     done = mserve.export(made / "trained", tmp_path / "m", input=["x"], output=["probability=score:0"])
     found = mserve.load(done.path).run({"x": np.array([[0, 0, 0], [1, 0, 0]], F32)})
     np.testing.assert_allclose(found["probability"], [[0.5], [1 / (1 + np.exp(-1))]], atol=1e-7)
+
+
+ROWS = {
+    "rows of every length": [[3, 1, 4], [], [5], [9, 2, 6, 5], []],
+    "no entries at all": [[], [], []],
+    "one row without entries": [[]],
+    "one row": [[7, 7]],
+    "empty rows before others": [[], [1], [], [2, 3]],
+}
+BAGS = [
+    ("vectors of entries, summed and averaged, with rows without any", "bags", 0),
+    ("rows after the last with entries are no rows, as in TensorFlow", "last_rows", None),
+    ("entries with weights in another feature", "weighted", None),
+]
+
+
+def bag(row: list[int]) -> dict[str, Any]:
+    """A row's entries as every feature of the models."""
+    words = [f"word {'x' * value * value}" for value in row]
+    return {"ids": row, "ragged": row, "words": words, "weights": [value / 4 + 0.25 for value in row]}
+
+
+@needs_tf
+@pytest.mark.parametrize(("why", "name", "axis"), BAGS, ids=[row[0] for row in BAGS])
+def test_bags_of_entries_answer_as_tensorflow_does(
+    why: str, name: str, axis: int | None, made: Path, tmp_path: Path
+) -> None:
+    done = mserve.export(made / name, tmp_path / "m")
+    signature = done.metagraph.signatures["serving_default"]
+    assert signature.batch_axis == axis
+    assert not any("divided by" in note for note in done.notes)
+    batches = [[bag(row) for row in rows] for rows in ROWS.values()]
+    given = [[{k: v for k, v in x.items() if k in signature.sparse} for x in rows] for rows in batches]
+    expected = asked(made / name, "serving_default", given, tmp_path)
+    model = mserve.load(done.path)
+    for what, batch, answers in zip(ROWS, batches, expected, strict=True):
+        found = model.run(parts(signature, batch))
+        assert found.keys() == answers.keys()
+        for alias, array in answers.items():
+            message = f"{alias}: {what}"
+            np.testing.assert_allclose(found[alias], array, rtol=2e-6, atol=1e-7, err_msg=message)
 
 
 REFUSED: list[tuple[str, str, type[MserveError], tuple[str, ...], dict[str, Any]]] = [

@@ -77,6 +77,85 @@ def examples(path: Path) -> None:
     _save(path, serve, scale=scale)
 
 
+def _answers_examples(path: Path, spec: dict[str, Any], answer: Any) -> None:
+    """A model that answers examples, and has two tables of vectors."""
+    table = tf.Variable(tf.random.stateless_normal([10, 4], [1, 2]))
+    words = tf.Variable(tf.random.stateless_normal([1000, 3], [1, 3]))
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="examples")])
+    def serve(examples: Any) -> Any:
+        return answer(tf.io.parse_example(examples, spec), table, words)
+
+    _save(path, serve, tables=[table, words])
+
+
+def bags(path: Path) -> None:
+    """Vectors of a row's entries, combined in every way in which a row without entries is a row."""
+    spec = {
+        "ids": tf.io.VarLenFeature(tf.int64),
+        "words": tf.io.VarLenFeature(tf.string),
+        "ragged": tf.io.RaggedFeature(tf.int64),
+    }
+
+    def answer(found: Any, table: Any, words: Any) -> Any:
+        ids, text, ragged = (found[name] for name in ("ids", "words", "ragged"))
+        buckets = tf.SparseTensor(
+            text.indices, tf.strings.to_hash_bucket_fast(text.values, 1000), text.dense_shape
+        )
+        every = {
+            kind: tf.nn.safe_embedding_lookup_sparse(table, ids, combiner=kind)
+            for kind in ("sum", "mean", "sqrtn")
+        }
+        rows, segments = ragged.nrows(), ragged.value_rowids()
+        vectors = tf.gather(table, ragged.values)
+        odd = tf.where(ragged.values % 2 == 1, segments, -1)
+        few = tf.nn.embedding_lookup_sparse(table, ids, None, combiner="sum")
+        missing = tf.cast(ids.dense_shape[0], tf.int32) - tf.shape(few)[0]
+        return every | {
+            "words": tf.nn.safe_embedding_lookup_sparse(words, buckets, combiner="sum"),
+            "ragged": tf.reduce_mean(tf.gather(table, ragged), 1),
+            "largest": tf.math.unsorted_segment_max(vectors, segments, rows),
+            "product": tf.math.unsorted_segment_prod(vectors, segments, rows),
+            "odd": tf.math.unsorted_segment_min(vectors, odd, rows),
+            "hot": tf.reduce_sum(tf.one_hot(tf.sparse.to_dense(ids, default_value=-1), 10), 1),
+            "padded": tf.pad(few, [[0, missing], [0, 0]]),
+            "wide": tf.ensure_shape(ragged.to_tensor(default_value=-1, shape=[None, 3]), [None, 3]),
+        }
+
+    _answers_examples(path, spec, answer)
+
+
+def last_rows(path: Path) -> None:
+    """Lookups that end with the last row that has entries, as TensorFlow's plain ones do."""
+
+    def answer(found: Any, table: Any, _: Any) -> Any:
+        ids = found["ids"]
+        sums = {
+            kind: tf.nn.embedding_lookup_sparse(table, ids, None, combiner=kind) for kind in ("sum", "mean")
+        }
+        segments = tf.cast(ids.indices[:, 0], tf.int32)
+        return sums | {
+            "least": tf.math.segment_min(tf.gather(table, ids.values), segments),
+            "dense": tf.reduce_sum(tf.gather(table, tf.sparse.to_dense(ids)), 1),
+        }
+
+    _answers_examples(path, {"ids": tf.io.VarLenFeature(tf.int64)}, answer)
+
+
+def weighted(path: Path) -> None:
+    """Entries with weights, which are another feature."""
+    spec = {"ids": tf.io.VarLenFeature(tf.int64), "weights": tf.io.VarLenFeature(tf.float32)}
+
+    def answer(found: Any, table: Any, _: Any) -> Any:
+        ids, weights = found["ids"], found["weights"]
+        return {
+            kind: tf.nn.safe_embedding_lookup_sparse(table, ids, weights, combiner=kind)
+            for kind in ("sum", "mean", "sqrtn")
+        }
+
+    _answers_examples(path, spec, answer)
+
+
 def text(path: Path) -> None:
     """Steps on text that ONNX does not have: two operators."""
 
@@ -142,7 +221,10 @@ def _save(path: Path, serve: Any, **kept: Any) -> None:
     tf.saved_model.save(module, str(path), signatures={"serving_default": serve})
 
 
-MODELS = (gelu, lookup, examples, text, counter, file_reader, across, unsigned, trained)
+MODELS = (
+    *(gelu, lookup, examples, bags, last_rows, weighted),
+    *(text, counter, file_reader, across, unsigned, trained),
+)
 
 
 def main(directory: Path) -> None:

@@ -34,13 +34,13 @@ class Graph:
         self._nodes.append(helper.make_node(op, list(inputs), [name], domain=domain, **attributes))
         return name
 
-    def add_two(self, op: str, *inputs: str, **attributes: Any) -> tuple[str, str]:
-        """A node with two outputs."""
+    def add_many(self, op: str, count: int, *inputs: str, **attributes: Any) -> list[str]:
+        """A node with so many outputs."""
         from onnx import helper
 
         first = f"{self._prefix}{op.lower()}_{len(self._nodes)}"
-        names = (first, f"{first}_also")
-        self._nodes.append(helper.make_node(op, list(inputs), list(names), **attributes))
+        names = [first, *(f"{first}_also_{number}" for number in range(1, count))]
+        self._nodes.append(helper.make_node(op, list(inputs), names, **attributes))
         return names
 
     def weight(self, array: Array, name: str = "") -> str:

@@ -74,7 +74,7 @@ def _split(graph: Graph, text: str) -> tuple[str, str, str]:
     tensor = text
     for depth, space in enumerate(SPACES, 1):
         tensor = _swapped(graph, tensor, "", NOTHING)  # the operator finds no word in an empty text
-        tensor, counts = graph.add_two("StringSplit", tensor, delimiter=space)
+        tensor, counts = graph.add_many("StringSplit", 2, tensor, delimiter=space)
         width = graph.add("Shape", tensor, start=depth, end=depth + 1)
         steps = graph.add(
             "Range", graph.scalar(0, "int64"), graph.add("Squeeze", width), graph.scalar(1, "int64")

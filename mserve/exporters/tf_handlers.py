@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from . import tf_sparse
+from .tf_nodes import Nodes
+
 Handler = Callable[[Any, Any, str, Any], None]
 
 
@@ -17,58 +20,43 @@ def handlers() -> dict[str, tuple[Handler, list[Any]]]:
     return {name: (handler, []) for name, handler in _HANDLERS.items()}
 
 
-def _replace(context: Any, node: Any, made: Callable[[], tuple[str, list[str], dict[str, Any]]]) -> None:
-    """A last operator, its inputs and attributes, in place of a node."""
-    name, outputs = node.name, node.output
-    shapes, dtypes = [context.get_shape(x) for x in outputs], [context.get_dtype(x) for x in outputs]
-    op, inputs, attributes = made()
-    context.remove_node(name)
-    context.make_node(op, inputs, attr=attributes, name=name, outputs=outputs, shapes=shapes, dtypes=dtypes)
-
-
-def _constant(context: Any, value: Any) -> str:
-    import numpy as np
-    from tf2onnx import utils
-
-    return str(context.make_const(utils.make_name("constant"), np.asarray(value)).output[0])
-
-
 def _erfc(context: Any, node: Any, _: str, __: Any) -> None:
     """1 - Erf(x); GELU uses it."""
-    import numpy as np
     from tf2onnx import utils
 
-    kind = utils.map_onnx_to_numpy_type(context.get_dtype(node.output[0]))
-
-    def made() -> tuple[str, list[str], dict[str, Any]]:
-        one = _constant(context, np.ones((), kind))
-        return "Sub", [one, context.make_node("Erf", [node.input[0]]).output[0]], {}
-
-    _replace(context, node, made)
+    nodes = Nodes(context, node)
+    one = nodes.constant(1, utils.map_onnx_to_numpy_type(context.get_dtype(node.output[0])))
+    nodes.replace([nodes.add("Sub", one, nodes.add("Erf", node.input[0]))])
 
 
 def _bound(comparison: str) -> Handler:
     """How many of a row's sorted values [rows, sorted] are below each value [rows, values]."""
 
     def handle(context: Any, node: Any, _: str, __: Any) -> None:
-        import numpy as np
-
-        def made() -> tuple[str, list[str], dict[str, Any]]:
-            one, two = (_constant(context, np.array([axis], np.int64)) for axis in (1, 2))
-            known = context.make_node("Unsqueeze", [node.input[0], one]).output[0]
-            asked = context.make_node("Unsqueeze", [node.input[1], two]).output[0]
-            below = context.make_node(comparison, [known, asked]).output[0]
-            number = context.get_dtype(node.output[0])
-            counted = context.make_node("Cast", [below], attr={"to": number}).output[0]
-            return "ReduceSum", [counted, two], {"keepdims": 0}
-
-        _replace(context, node, made)
+        nodes = Nodes(context, node)
+        known = nodes.add("Unsqueeze", node.input[0], nodes.ints(1))
+        asked = nodes.add("Unsqueeze", node.input[1], nodes.ints(2))
+        below = nodes.cast(nodes.add(comparison, known, asked), context.get_dtype(node.output[0]))
+        nodes.replace([nodes.add("ReduceSum", below, nodes.ints(2), keepdims=0)])
 
     return handle
 
 
+def _one_hot(context: Any, node: Any, _: str, __: Any) -> None:
+    """A number below 0 is none of the classes, as in padding; ONNX would count it from the last one."""
+    from tf2onnx.onnx_opset.tensor import OneHot
+
+    nodes = Nodes(context, node)
+    given, depth = nodes.wide(node.input[0]), nodes.wide(node.input[1])
+    below = nodes.add("Less", given, nodes.constant(0, "int64"))
+    context.replace_input(node, node.input[0], nodes.add("Where", below, depth, given), 0)
+    OneHot.any_version_after9(context.opset, context, node)
+
+
 _HANDLERS: Mapping[str, Handler] = {
     "Erfc": _erfc,
+    "OneHot": _one_hot,
     "LowerBound": _bound("Less"),
     "UpperBound": _bound("LessOrEqual"),
+    **tf_sparse.HANDLERS,
 }

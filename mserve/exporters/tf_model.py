@@ -18,7 +18,7 @@ from ..numerics import compare
 from ..rows import Cuts
 from ..sparse import LENGTHS, VALUES, Sparse
 from ..tensors import ANY_DIM, BY_ONNX, DTYPES, Array, Shape, Signature, TensorSpec, plain_text
-from . import tf_feeds, tf_graph, tf_handlers, tf_parse
+from . import tf_feeds, tf_graph, tf_handlers, tf_parse, tf_text
 from .kinds import Converted
 
 if TYPE_CHECKING:
@@ -28,6 +28,10 @@ OPSET = 18
 TRIED_ROWS = 13
 PROBE_ROWS = 5
 LOOSE = 1e-3
+_EVEN = (
+    "some features have as many entries in a row as others, weights of these perhaps, and nothing "
+    "but the client sees to that: requests run alone"
+)
 Features = Mapping[str, Sequence[tf_parse.Feature]]
 
 
@@ -91,6 +95,7 @@ def convert(loaded: Loaded, opset: int = 0) -> Converted:
         answers.signatures,
         assets=loaded.assets,
         notes=tuple(loaded.notes),
+        draw=answers.draw,
         reference=answers.ask,
         compared_with=f"tensorflow {tf.__version__}",
         rows=TRIED_ROWS,
@@ -122,6 +127,7 @@ def _to_onnx(
         custom_op_handlers=tf_handlers.handlers(),
     )
     found: onnx.ModelProto = model
+    tf_text.write_hashes(found)
     return found
 
 
@@ -252,17 +258,23 @@ class _Answers:
         self._loaded, self._features = loaded, features
         self.signatures = dict(signatures)
         self._silent: set[str] = set()
+        self._even: set[str] = set()
 
     def settle(self, name: str) -> None:
         """Find out whether the rows of a signature are independent, and how long its ragged rows may be."""
         signature = self.signatures[name]
         opened = _may_batch(signature)
         tried = replace(signature, batch_axis=0) if opened else signature
-        for candidate in (tried, _of_one_entry(tried)):
-            rows = generate(candidate, PROBE_ROWS)
+        for candidate, even in ((tried, False), (_of_one_entry(tried), False), (tried, True)):
+            rows = _made_up(candidate, PROBE_ROWS, even=even)
             together = self._try(name, rows)
             if together is not None:
-                independent = opened and self._independent(name, candidate, rows, together)
+                if (
+                    even
+                ):  # joined with another request that breaks this, a request would not fail but be wrong
+                    self._even.add(name)
+                    self._loaded.notes.append(f"{name}: {_EVEN}")
+                independent = opened and not even and self._independent(name, candidate, rows, together)
                 self.signatures[name] = replace(candidate, batch_axis=0 if independent else None)
                 return
         self._silent.add(name)
@@ -293,6 +305,10 @@ class _Answers:
         except (tf.errors.OpError, ValueError):
             return None
 
+    def draw(self, name: str, rows: int) -> dict[str, Array]:
+        """Made-up inputs that TensorFlow takes."""
+        return _made_up(self.signatures[name], rows, seed=rows, even=name in self._even)
+
     def ask(self, name: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """What TensorFlow answers; nothing where it refuses made-up inputs."""
         return (self._try(name, inputs) or {}) if name in self._silent else self._run(name, inputs)
@@ -310,6 +326,24 @@ class _Answers:
         wanted = list(ports.outputs.values())
         answers = self._loaded.session.run(wanted, feeds)
         return {a: plain_text(np.asarray(x)) for a, x in zip(ports.outputs, answers, strict=True)}
+
+
+def _made_up(signature: Signature, rows: int, seed: int = 0, *, even: bool = False) -> dict[str, Array]:
+    """Made-up inputs. `even` ones have the same number of entries in every feature of a row: weights
+    of another feature's entries, say.
+    """
+    import numpy as np
+
+    found = generate(signature, rows, seed=seed)
+    if not even:
+        return found
+    names = [port.names(alias) for alias, port in signature.sparse.items()]
+    for parts in names:
+        lengths = found[names[0][LENGTHS]]
+        for part, name in parts.items():
+            old = found[name]
+            found[name] = lengths if part == LENGTHS else np.resize(old, (int(lengths.sum()), *old.shape[1:]))
+    return found
 
 
 def _may_batch(signature: Signature) -> bool:

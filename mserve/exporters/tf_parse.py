@@ -12,7 +12,7 @@ Source: tensorflow/core/ops/parsing_ops.cc in https://github.com/tensorflow/tens
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,7 @@ def cut(graph: Any, where: object) -> Parsed:
     import tensorflow as tf
 
     nodes = {node.name: node for node in graph.node}
+    read = {full(x) for node in graph.node for x in node.input}
     features: dict[str, list[Feature]] = {}
     renamed: dict[str, str] = {}
     made: list[Any] = []
@@ -61,7 +62,7 @@ def cut(graph: Any, where: object) -> Parsed:
         source = _origin(nodes, node.input[0])
         if source.op not in ("Placeholder", "PlaceholderWithDefault"):
             continue
-        found = _Parser(node, graph, where)
+        found = _Parser(node, graph, where, read)
         features.setdefault(source.name, []).extend(found.features())
         renamed |= found.renamed
         made += found.made
@@ -89,8 +90,8 @@ def _origin(nodes: Mapping[str, Any], tensor: str) -> Any:
 class _Parser:
     """One parser: its features, and the placeholders that stand for its outputs."""
 
-    def __init__(self, node: Any, graph: Any, where: object) -> None:
-        self._node, self._graph, self._where = node, graph, where
+    def __init__(self, node: Any, graph: Any, where: object, read: Container[str]) -> None:
+        self._node, self._graph, self._where, self._read = node, graph, where, read
         self.made: list[Any] = []
         self.renamed: dict[str, str] = {}
         self._next = 0
@@ -106,9 +107,9 @@ class _Parser:
             names[key][role] = self._stand_in(key, role, "int64", (None, 2))
         for (key, role), number in zip(groups[1], triples[0], strict=True):
             names[key][role] = self._stand_in(key, role, _dtype(number), (None,))
-        for key in sparse:
+        for key, number in zip(sparse, triples[0], strict=True):
             names[key]["shape"] = self._stand_in(key, "shape", "int64", (2,))
-            self._bind(names[key])
+            self._bind(names[key], _dtype(number))
         shapes = attr["dense_shapes"].list.shape
         plain = list(zip(dense, triples[1], shapes, defaults, strict=True))
         dense_names = [
@@ -154,14 +155,17 @@ class _Parser:
                 ) from error
         return found
 
-    def _bind(self, names: Mapping[str, str]) -> None:
-        """Have the graph need a sparse feature's shape wherever it needs its indices, which are below it.
+    def _bind(self, names: Mapping[str, str], dtype: str) -> None:
+        """Have the graph need all of a sparse feature.
 
-        Many graphs read the number of rows from another feature, and the server gives it with each.
+        Its indices need its shape, which they are below: many graphs read the number of rows from
+        another feature, and the server gives it with each. Values need the indices, of which there
+        are as many, where the graph reads values alone: weights of another feature's entries.
         """
         import tensorflow as tf
 
-        indices, shape = names["indices"], names["shape"]
+        indices, values, shape = (names[role] for role in ("indices", "values", "shape"))
+        old = {new: old for old, new in self.renamed.items() if new in names.values()}
         with tf.Graph().as_default() as small:
             given = tf.compat.v1.placeholder("int64", (None, 2), name=node_of(indices))
             ends = tf.compat.v1.placeholder("int64", (2,), name=node_of(shape))
@@ -169,9 +173,14 @@ class _Parser:
             one = tf.constant(1, tf.int64, name=f"{stem}_one")
             last = tf.subtract(ends, one, name=f"{stem}_last")
             bound = tf.minimum(given, last, name=f"{stem}_below")
+            self.renamed[old[indices]] = bound.name
+            if old[indices] not in self._read:
+                entries = tf.compat.v1.placeholder(dtype, (None,), name=node_of(values))
+                with tf.name_scope(f"{node_of(values)}_held"):
+                    held = tf.slice(entries, [0], [tf.shape(bound)[0]])
+                self.renamed[old[values]] = held.name
             nodes = [n for n in small.as_graph_def(add_shapes=True).node if n.op != "Placeholder"]
         self.made += nodes
-        self.renamed |= {old: bound.name for old, new in self.renamed.items() if new == indices}
 
     def _stand_in(
         self, key: str, role: str, dtype: str, shape: tuple[int | None, ...], taken_as: str = ""

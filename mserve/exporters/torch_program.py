@@ -140,7 +140,8 @@ def _answer_live(converted: Converted, path: Path, aliases: list[str]) -> None:
 
 def _accepts(source: Any) -> bool:
     names = {(one.__module__, one.__name__) for one in type(source).__mro__}
-    return ("torch.nn.modules.module", "Module") in names
+    keras = any(module.startswith("keras.") for module, _ in names)  # on PyTorch its models are modules too
+    return ("torch.nn.modules.module", "Module") in names and not keras
 
 
 def _save(source: Any, directory: Path, options: ConvertOptions) -> tuple[str, ConvertOptions]:

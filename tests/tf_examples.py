@@ -1,0 +1,44 @@
+"""Examples for a bundle that was a TensorFlow model, and what TensorFlow answers to them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mserve.tensors import DTYPES, Signature
+
+Example = Mapping[str, Sequence[Any]]
+
+
+def asked(
+    model: Path, signature: str, batches: Sequence[Sequence[Example]], directory: Path
+) -> list[dict[str, Any]]:
+    """TensorFlow's answers to each batch."""
+    file = directory / "batches.json"
+    file.write_text(json.dumps(batches))
+    script = Path(__file__).with_name("tf_answers.py")
+    command = [sys.executable, str(script), str(model), signature, str(file), str(directory)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = []
+    for number in range(len(batches)):
+        with np.load(directory / f"{number}.npz") as answers:
+            found.append(dict(answers))
+    return found
+
+
+def parts(signature: Signature, batch: Sequence[Example]) -> dict[str, Any]:
+    """The examples as what `run` takes, for a signature whose inputs are all ragged."""
+    found = {}
+    for alias, port in signature.sparse.items():
+        rows = [example.get(alias, []) for example in batch]
+        kind = DTYPES[port.dtype].to_numpy()
+        found[f"{alias}.values"] = np.array([value for row in rows for value in row], kind)
+        found[f"{alias}.lengths"] = np.array([len(row) for row in rows], np.int64)
+    return found
