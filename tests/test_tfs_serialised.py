@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from server_tools import Running, serving
 from test_commands import run
+from tf_examples import packed, serialised
 from tfs_models import flowers
 
 import mserve
@@ -35,17 +35,7 @@ Case = tuple[str, str, dict[str, Any], dict[str, Any]]
 
 
 def example(**features: list[Any]) -> bytes:
-    """A serialised Example: floats, whole numbers or text."""
-    found = message("tensorflow.Example")()
-    for name, values in features.items():
-        kind = {float: "float_list", int: "int64_list", str: "bytes_list"}[type(values[0])]
-        given = [v.encode() if isinstance(v, str) else v for v in values]
-        getattr(found.features.feature[name], kind).value.extend(given)
-    return bytes(found.SerializeToString())
-
-
-def packed(data: bytes) -> dict[str, str]:
-    return {"b64": b64encode(data).decode()}
+    return serialised(features)
 
 
 A, B = example(a=[1.0], b=[2, 3]), example(a=[0.0])

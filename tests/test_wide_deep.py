@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from server_tools import serving
-from tf_examples import Example, asked, parts
+from tf_examples import Example, asked, packed, parts, serialised
 
 import mserve
 from mserve.exporters import sources
@@ -99,11 +99,14 @@ def test_examples_are_classified_over_rest(taxi: Taxi, tmp_path: Path) -> None:
     expected = model.run(parts(model.signatures["predict"], some), "predict")["probabilities"]
     body = {"examples": [{k: v for k, v in x.items() if v} for x in some]}
     named = body | {"signature_name": "regression"}
+    raw = {"signature_name": "predict", "inputs": {"examples": [packed(serialised(x)) for x in some]}}
     with serving(taxi.bundle.parent, tmp_path / "log") as server:
+        predicted = server.predict("taxi", raw)
         classified, regressed = (
             server.ask("POST", f"/v1/models/taxi:{verb}", json.dumps(asked_for).encode())
             for verb, asked_for in (("classify", body), ("regress", named))
         )
+    np.testing.assert_allclose(predicted.json()["outputs"]["probabilities"], expected, rtol=1e-6)
     results = classified.json()["results"]
     assert [[label for label, _ in row] for row in results] == [["0", "1"]] * SERVED
     np.testing.assert_allclose([[score for _, score in row] for row in results], expected, rtol=1e-6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mserve.tensors import DTYPES, Signature
+from mserve.wire.messages import message
 
 Example = Mapping[str, Sequence[Any]]
 
@@ -42,3 +44,19 @@ def parts(signature: Signature, batch: Sequence[Example]) -> dict[str, Any]:
         found[f"{alias}.values"] = np.array([value for row in rows for value in row], kind)
         found[f"{alias}.lengths"] = np.array([len(row) for row in rows], np.int64)
     return found
+
+
+def serialised(example: Example) -> bytes:
+    """A tf.Example of floats, whole numbers or text; features without values are left out."""
+    found = message("tensorflow.Example")()
+    for name, values in example.items():
+        if values:
+            kind = {float: "float_list", int: "int64_list", str: "bytes_list"}[type(values[0])]
+            given = [v.encode() if isinstance(v, str) else v for v in values]
+            getattr(found.features.feature[name], kind).value.extend(given)
+    return bytes(found.SerializeToString())
+
+
+def packed(data: bytes) -> dict[str, str]:
+    """Bytes as JSON carries them."""
+    return {"b64": b64encode(data).decode()}

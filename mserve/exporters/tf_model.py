@@ -147,7 +147,8 @@ def _signatures(
         for alias, spec in inputs.items():
             _check_open(alias, spec, dims, loaded.where)
         outputs = {a: replace(s, dtype=BY_ONNX[dims[s.name].elem_type].name) for a, s in outputs.items()}
-        found[name] = Signature.of(ports.method, inputs, outputs)
+        signature = Signature.of(ports.method, inputs, outputs)
+        found[name] = replace(signature, examples=_serialised_name(ports, features, signature))
     return found
 
 
@@ -269,9 +270,7 @@ class _Answers:
             rows = _made_up(candidate, PROBE_ROWS, even=even)
             together = self._try(name, rows)
             if together is not None:
-                if (
-                    even
-                ):  # joined with another request that breaks this, a request would not fail but be wrong
+                if even:  # joined with a request that breaks this, another would not fail but be wrong
                     self._even.add(name)
                     self._loaded.notes.append(f"{name}: {_EVEN}")
                 independent = opened and not even and self._independent(name, candidate, rows, together)
@@ -358,7 +357,15 @@ def _of_one_entry(signature: Signature) -> Signature:
         alias: replace(port, max_length=1) if isinstance(port, Sparse) else port
         for alias, port in signature.ports().items()
     }
-    return Signature.of(signature.method, ports, signature.outputs, signature.batch_axis)
+    found = Signature.of(signature.method, ports, signature.outputs, signature.batch_axis)
+    return replace(found, examples=signature.examples)
+
+
+def _serialised_name(ports: Ports, features: Features, signature: Signature) -> str:
+    """The only input of a TensorFlow signature, where it is for serialised examples."""
+    names = [alias for alias, tensor in ports.inputs.items() if tf_graph.node_of(tensor) in features]
+    taken = signature.inputs.keys() | signature.sparse.keys()
+    return names[0] if len(names) == len(ports.inputs) == 1 and names[0] not in taken else ""
 
 
 def _serialised(
