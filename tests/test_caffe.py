@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from legacy_writers import caffemodel
 
 from mserve.errors import MserveError, UsageError
-from mserve.exporters import caffe_files
+from mserve.exporters.legacy import caffe_files
 from mserve.exporters.sources import kind_of
 
 NETS = (

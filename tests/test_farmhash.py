@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
 
-from mserve.exporters import farmhash
 from mserve.exporters.build import Graph
-from mserve.exporters.utf8_bytes import bytes_of
+from mserve.exporters.tensorflow import farmhash
+from mserve.exporters.tensorflow.utf8_bytes import bytes_of
 
 WRAP = (1 << 64) - 1
 K0, K1, K2 = 0xC3A5C85C97CB3127, 0xB492B66FBE98F273, 0x9AE16A3B2F90404F

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 import mserve
 from mserve.errors import InputError, MserveError
-from mserve.exporters import lightgbm_model
 from mserve.exporters.kinds import ConvertOptions
 from mserve.exporters.sources import kind_of
+from mserve.exporters.trees import lightgbm_model
 
 lgb = pytest.importorskip("lightgbm")
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")

@@ -18,8 +18,8 @@ from test_commands import run
 
 import mserve
 from mserve.errors import InputError, MserveError, UsageError
-from mserve.exporters import libfm, liblinear, libsvm
 from mserve.exporters.kinds import ConvertOptions
+from mserve.exporters.linear import libfm, liblinear, libsvm
 from mserve.exporters.sources import kind_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")

@@ -18,7 +18,8 @@ import pytest
 
 import mserve
 from mserve.errors import FindingError, InputError, MserveError, UsageError
-from mserve.exporters import sklearn_files, sources
+from mserve.exporters import sources
+from mserve.exporters.sklearn import sklearn_files
 from mserve.exporters.zipmap import without_maps
 
 pytest.importorskip("skl2onnx")

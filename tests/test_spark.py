@@ -337,6 +337,6 @@ def test_a_directory_is_known_by_its_metadata(saved: Path, tmp_path: Path) -> No
 
 
 def sources_match(path: Path) -> bool:
-    from mserve.exporters.spark_model import KIND
+    from mserve.exporters.spark.spark_model import KIND
 
     return KIND.matches(Seen(str(path)))

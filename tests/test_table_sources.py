@@ -17,8 +17,8 @@ from mserve.errors import (
     InputError,
     UsageError,
 )
-from mserve.exporters.columns import Text
-from mserve.exporters.csv_file import read_csv
+from mserve.exporters.tables.columns import Text
+from mserve.exporters.tables.csv_file import read_csv
 from mserve.loader.servable import Servable
 
 

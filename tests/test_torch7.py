@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from legacy_writers import T7, Obj, sequential, t7
 
 from mserve.errors import MserveError, UsageError
-from mserve.exporters import torch7_file
 from mserve.exporters.kinds import Converted
+from mserve.exporters.legacy import torch7_file
 from mserve.exporters.sources import kind_of
 
 RNG = np.random.default_rng(3)

@@ -16,7 +16,8 @@ import pytest
 
 import mserve
 from mserve.errors import FindingError, InputError, MserveError, UsageError
-from mserve.exporters import ports, sources, torch_pickle
+from mserve.exporters import ports, sources
+from mserve.exporters.pytorch import torch_pickle
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")

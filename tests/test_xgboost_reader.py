@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 import mserve
 from mserve.errors import InputError, MserveError, UsageError
-from mserve.exporters import ubjson, xgboost_model
 from mserve.exporters.kinds import ConvertOptions
 from mserve.exporters.sources import kind_of
+from mserve.exporters.trees import ubjson, xgboost_model
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

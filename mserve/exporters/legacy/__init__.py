@@ -1,0 +1,1 @@
+"""Frameworks of before: Caffe, Torch7, Theano, Mahout."""

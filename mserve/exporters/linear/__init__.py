@@ -1,0 +1,1 @@
+"""Linear models and factorisation machines: LIBLINEAR, LIBSVM, libFM."""

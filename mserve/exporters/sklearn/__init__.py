@@ -1,0 +1,1 @@
+"""scikit-learn: estimators from skops files, pickles, and live."""

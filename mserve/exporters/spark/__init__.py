@@ -1,0 +1,1 @@
+"""Spark ML and MLlib: directories, read without Java."""
