@@ -464,7 +464,7 @@ def test_all_answers_are_errors(server: Running, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("missing.json", None), ("list.json", "[1]"), ("other.json", '{"a": 1}'), ("bad.npz", "x")],
+    [("missing.json", None), ("text.json", '"rows"'), ("other.json", '{"a": 1}'), ("bad.npz", "x")],
 )
 def test_bad_input_files_are_exit_3(
     name: str, content: str | None, server: Running, bundle: Path, tmp_path: Path

@@ -21,6 +21,7 @@ from mserve.errors import EnvironmentProblem, UsageError
 from mserve.format import layout, open_bundle
 from mserve.format.collector import collect
 from mserve.format.digests import file_digest
+from mserve.format.locks import acquire
 from mserve.format.writer import stage
 
 KILLS = int(os.environ.get("MSERVE_KILLS", "8"))
@@ -120,6 +121,15 @@ def test_the_directory_of_a_living_writer_is_not_removed(mlp: ModelProto, tmp_pa
     assert whole_versions(base) == [1]
 
 
+def at_rest(base: Path) -> bool:
+    """Whether no process holds the base path's lock."""
+    try:
+        acquire(base).release()
+    except BlockingIOError:
+        return False
+    return True
+
+
 def test_the_directory_of_a_stopped_writer_is_not_removed(
     writers: Writers, source: Path, tmp_path: Path
 ) -> None:
@@ -129,6 +139,10 @@ def test_the_directory_of_a_stopped_writer_is_not_removed(
     while not left_behind(base) and not whole_versions(base):
         time.sleep(0.0005)
     os.kill(child, signal.SIGSTOP)
+    while not at_rest(base):  # in the moment in which nobody else may look: others would wait for it
+        os.kill(child, signal.SIGCONT)
+        time.sleep(0.0005)
+        os.kill(child, signal.SIGSTOP)
     try:
         staged = left_behind(base)
         mserve.export(source, base, golden=0, version=50)
