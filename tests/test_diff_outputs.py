@@ -135,12 +135,6 @@ def test_a_model_that_the_engine_refuses_is_a_finding(tmp_path: Path, requests: 
     assert "NoSuchOperator" in found["new-fails"].text
 
 
-def test_requests_that_fit_nobody(tmp_path: Path) -> None:
-    np.savez(tmp_path / "odd.npz", nothing=X)
-    old, new = files(tmp_path, scorer(), scorer(shift=1))
-    assert set(outputs(diff(old, new, Options(inputs=tmp_path / "odd.npz")))) == {"old-fails"}
-
-
 def test_signatures_that_cannot_be_matched(tmp_path: Path, requests: Path) -> None:
     """An output without counterpart is said to be one; what has a counterpart is compared."""
     both = mutations.copied(scorer())
@@ -158,14 +152,19 @@ LABELS = [
 
 
 @pytest.mark.parametrize(("why", "labels"), LABELS, ids=[x[0] for x in LABELS])
-def test_labels_that_fit_no_output_are_a_finding(
+def test_labels_that_fit_no_output_are_refused(
     tmp_path: Path, requests: Path, why: str, labels: list[float]
 ) -> None:
     np.save(tmp_path / "labels.npy", np.array(labels))
-    found = diff(
-        *files(tmp_path, scorer(), scorer()), Options(inputs=requests, labels=tmp_path / "labels.npy")
-    )
-    assert set(outputs(found)) == {"labels-unfit"}, why
+    options = Options(inputs=requests, labels=tmp_path / "labels.npy")
+    with pytest.raises(InputError, match="labels fit no output"):
+        diff(*files(tmp_path, scorer(), scorer()), options)
+
+
+def test_requests_of_another_model_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "other.npz", pixel=np.zeros((2, 3), np.float32))
+    with pytest.raises(InputError, match=r"neither an npz nor.*unknown 'pixel'"):
+        diff(*files(tmp_path, scorer(), scorer()), Options(inputs=tmp_path / "other.npz"))
 
 
 BAD = [

@@ -16,6 +16,7 @@ from builders import mlp, save
 from gate_tools import Change, Find, Models, copied, digits, gated, resigned, through_branch
 
 import mserve
+from mserve.errors import InputError
 from mserve.workflows.gate import Gate
 from mserve.workflows.rules import FAIL, INCONCLUSIVE, NOTE
 
@@ -244,9 +245,8 @@ def test_signatures_that_cannot_be_matched(models: Models) -> None:
 def test_labels_that_fit_nothing(models: Models, tmp_path: Path) -> None:
     np.save(tmp_path / "labels.npy", np.zeros(3))
     policy = {"rules": {"metric-required": {"metric": "AUC"}}}
-    found = gated(models.old("digits"), models.old("digits"), policy, labels=tmp_path / "labels.npy")
-    assert rules(found, INCONCLUSIVE) == {"labels-unfit"}
-    assert rules(found) == {"metric-required"}
+    with pytest.raises(InputError, match="labels fit no output"):
+        gated(models.old("digits"), models.old("digits"), policy, labels=tmp_path / "labels.npy")
     assert rules(gated(models.old("digits"), models.old("digits"), policy)) == {"metric-required"}
 
 

@@ -409,6 +409,21 @@ def test_files_of_lines_are_joined(clicks: Path, capsys: Capture) -> None:
     assert two == one * 2
 
 
+def test_rows_with_more_entries_than_are_run_at_once(clicks: Path, tmp_path: Path, capsys: Capture) -> None:
+    """Rows are cut, not their entries; and a look inside feeds the graph what it takes."""
+    entries = " ".join(f"{i}:1" for i in range(400))
+    (tmp_path / "many.svm").write_text(f"{entries}\n3:1\n" * 4 + f"{entries}\n")
+    words = ["--inputs", tmp_path / "many.svm"]
+    rows = [(list(range(400)), [1] * 400), ([3], [1])] * 4 + [(list(range(400)), [1] * 400)]
+    expected = sparse_models.sigmoid(sparse_models.dots(rows, WEIGHTS) + 0.25)
+    found = answered(capsys, clicks / "lr", *words)["outputs"]["y"]["data"]
+    assert np.allclose(np.ravel(found), np.ravel(expected), rtol=1e-4, atol=1e-6)
+    (tmp_path / "other").mkdir()
+    sparse_models.logistic(tmp_path / "other" / "lr", WEIGHTS, 0.5)
+    assert does(clicks / "lr", *words, "--compare-with", tmp_path / "other" / "lr", "--bisect") == 1
+    assert "first" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("source", "words", "said"),
     [

@@ -119,7 +119,6 @@ TABLE: dict[str, Rule] = {
     "metric-equal": Rule(OUTPUTS, NONE, "AUC, log-loss or accuracy on labels is what it was"),
     "no-samples": Rule(OUTPUTS, UNKNOWN, "there are no requests to compare answers with"),
     "no-counterpart": Rule(OUTPUTS, UNKNOWN, "a signature, or an output, has no counterpart to compare"),
-    "labels-unfit": Rule(OUTPUTS, UNKNOWN, "the labels fit no output"),
 }
 
 

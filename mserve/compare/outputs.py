@@ -13,13 +13,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..checks.answers import fits
+from ..defaults import fill_defaults
 from ..errors import InputError, MserveError, UsageError
 from ..files import open_input, read_input, read_text
 from ..format.golden import read_npz, unpack
 from ..numerics import ATOL, RTOL
 from ..rows import row_count
 from ..runtime.engines import RUN_S
-from ..tensors import DEFAULT_SIGNATURE, Array, Signature, dtype_of, show_shape
+from ..tensors import (
+    DEFAULT_SIGNATURE,
+    Array,
+    Signature,
+    check_inputs,
+    dtype_of,
+    plain_text,
+    show_shape,
+)
 from .answers import measured, moved, spread
 from .change import OUTPUTS, Change, Level
 from .child import Answers, ask
@@ -154,17 +163,20 @@ def _generated(signature: Signature, inputs: Mapping[str, Array]) -> bool:
 
 
 def _read(path: Path, signature: Signature) -> Mapping[str, Array]:
-    if path.suffix == ".npz":
-        return read_npz(path)
+    """The requests of a file. Raises InputError where they are none of the signature."""
     from ..wire import tfs_json
 
     try:
+        if path.suffix == ".npz":
+            arrays = read_npz(path)
+            check_inputs(signature, fill_defaults(signature, {a: plain_text(x) for a, x in arrays.items()}))
+            return arrays
         return tfs_json.inputs_of(tfs_json.parse(read_input(path)), signature)[0]
     except InputError:
         raise
     except MserveError as error:
         raise InputError(
-            "the inputs are neither npz nor a JSON request of the signature", where=path, found=error
+            "the inputs are neither an npz nor a JSON request of OLD's signature", where=path, found=error
         ) from error
 
 
@@ -232,11 +244,12 @@ def _metrics(
     pairs: list[Pair], sides: tuple[Answers, Answers], labels: Array, signature: str
 ) -> Iterator[Change]:
     """How well both versions' outputs fit the labels, for every output that they can fit."""
-    judged = 0
+    judged = asked = 0
     for pair in pairs:
         answered = pair.old in sides[0].outputs and pair.new in sides[1].outputs
         if signature not in ("", pair.old) or not answered:
             continue
+        asked += 1
         for alias, other in pair.outputs.items():
             outputs = sides[0].outputs[pair.old][alias], sides[1].outputs[pair.new][other]
             was, now = (measured(output, labels) for output in outputs)
@@ -249,9 +262,8 @@ def _metrics(
                 rule = "metric" if was[name] != now[name] else "metric-equal"
                 where = f"{pair.new}.{other}"
                 yield Change(rule, where, text, f"{was[name]:.5f}", f"{now[name]:.5f}", facts)
-    if not judged:
-        text = (
+    if asked and not judged:
+        raise InputError(
             f"{len(labels):,} labels fit no output: one for each row compared (--inputs F gives rows), "
             "0 and 1 for scores, 0 to K - 1 for K classes"
         )
-        yield Change("labels-unfit", "labels", text)

@@ -147,6 +147,7 @@ def _json(body: bytes, where: str) -> Sample:
             where=where,
             expected="exactly one of 'instances' and 'inputs'",
             found=", ".join(value)[:80] or "an empty object",
+            hint='a request for one row is {"instances": [ROW]}; a .json file may also be a list of rows',
         )
     return Sample(body=body, signature=tfs_json.signature_name(value))
 

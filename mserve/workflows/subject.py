@@ -17,6 +17,7 @@ from ..errors import InputError, ModelRefused, NotFound, UsageError
 from ..format import open_bundle
 from ..format.prune import Parts, shape_of
 from ..loader.servable import Servable, load
+from ..rows import Cuts, feeds, row_count
 from ..runtime import ort, table
 from ..runtime.devices import CPU, resolve
 from ..runtime.engines import RUN_S, time_limit
@@ -71,13 +72,11 @@ class Subject:
 
         spec = self.model.signatures[name]
         arrays = self._checked(inputs, spec)
-        rows = len(next(iter(arrays.values()))) if arrays and spec.batch_axis is not None else 1
+        rows = row_count(spec, arrays) if arrays and spec.batch_axis is not None else 1
         if rows <= ROWS_AT_ONCE:
             return self._run(arrays, name)
-        pieces = [
-            self._run({a: x[at : at + ROWS_AT_ONCE] for a, x in arrays.items()}, name)
-            for at in range(0, rows, ROWS_AT_ONCE)
-        ]
+        cuts, starts = Cuts(spec, arrays), range(0, rows, ROWS_AT_ONCE)
+        pieces = [self._run(cuts.rows(at, min(rows, at + ROWS_AT_ONCE)), name) for at in starts]
         return {alias: np.concatenate([piece[alias] for piece in pieces]) for alias in spec.outputs}
 
     def _run(self, arrays: Named, name: str) -> dict[str, Array]:
@@ -114,18 +113,18 @@ class Subject:
             raise UsageError("a table has no tensors inside", where=self.model.path)
         spec = self.model.signatures[name]
         arrays = self._checked(inputs, spec)
-        feeds = {spec.inputs[alias].name: x for alias, x in arrays.items()}
+        fed = feeds(spec, arrays)
         session = ort.observer(
             model, self._weights, cuda=self._cuda[0] if self._cuda else None, plain=self.plain
         )
-        missing = [port for port in session.inputs if port not in feeds]
+        missing = [port for port in session.inputs if port not in fed]
         if missing:
             raise UsageError(
                 "a tensor needs inputs that the signature does not have", where=name, found=", ".join(missing)
             )
         options = session.run_options()
         with time_limit(options, RUN_S, self.model.path):
-            found = session.run(list(tensors), {port: feeds[port] for port in session.inputs}, options)
+            found = session.run(list(tensors), {port: fed[port] for port in session.inputs}, options)
         return {t: x for t, x in zip(tensors, found, strict=True) if isinstance(x, np.ndarray)}
 
     @cached_property
