@@ -6,6 +6,7 @@ import json
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import builders
@@ -24,7 +25,7 @@ from mserve.format import open_bundle
 from mserve.format.serving import Serving, read_serving
 from mserve.loader.servable import Batching, load
 from mserve.tensors import Signature, TensorSpec
-from mserve.workflows.tune import costs
+from mserve.workflows.tune import costs, workflow
 from mserve.workflows.tune.curve import QUANTILES, Curve, crowding, curve_of, measure, sizes_to
 from mserve.workflows.tune.grid import Goal, Search, delays_ms, highest, sizes, steps
 from mserve.workflows.tune.report import toml
@@ -284,3 +285,26 @@ def test_a_name_with_a_dot_is_quoted() -> None:
     text = toml("a.b", Batching(8, 1_500_000, allowed=(4, 8)))
     table = tomllib.loads(text)["models"]["a.b"]["batching"]
     assert table == {"max_batch": 8, "delay_ms": 1.5, "allowed_batch": [4, 8]}
+
+
+def test_who_comes_second_is_not_beaten_by_one_forecast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both were foretold too much; the default carries more, and what carries less is not asked on and on."""
+    default, large, small = (Batching(rows, 0) for rows in (128, 256, 4))
+    carries = {default: 60_000, large: 42_000, small: 10_000}
+    asked: list[tuple[int, float]] = []
+
+    def check(_: object, __: object, batching: Batching, rate: float, ___: object) -> Any:
+        asked.append((batching.max_batch_rows, rate))
+        rates = SimpleNamespace(achieved=rate)
+        met = rate <= carries[batching]
+        return SimpleNamespace(stopped="", met=met, rate=rate, report=SimpleNamespace(rates=rates))
+
+    monkeypatch.setattr(workflow, "check", check)
+    found = [
+        SimpleNamespace(batching=b, rate=r) for b, r in ((large, 134e3), (default, 121e3), (small, 90e3))
+    ]
+    measured = SimpleNamespace(default=default, trial=None, system=None)
+    checks: Any = workflow._verify(measured, None, found, 3, lambda _: None)  # type: ignore[arg-type]
+    met = {rows: rate for (rows, rate), one in zip(asked, checks, strict=True) if one.met}
+    assert met == {256: 41_500, 128: 53_400}
+    assert [rate for rows, rate in asked if rows == 4] == [81_000, 56_700]

@@ -202,21 +202,28 @@ def _threads(
 
 
 def _verify(measured: Measured, goal: Goal, found: Sequence[Candidate], most: int, note: Note) -> list[Check]:
-    """Real runs of the best few, and of the default settings as they are compared with."""
+    """Real runs of the best few, and of the default settings as they are compared with.
+
+    Where a forecast was too bright, a lower rate is tried, as long as none that has met the goal
+    carries as much: forecasts that err alike must not decide for whoever came first.
+    """
     tried = [c for c in found if c.rate][:most]
     tried += [c for c in found if c.batching == measured.default and c.rate and c not in tried]
     checks: list[Check] = []
+    most_met = 0.0
     for candidate in tried:
         rate = (candidate.rate or 0.0) * HEADROOM
-        # Only the best is worth further runs where its forecast was too bright.
-        for _ in range(TRIES if candidate is tried[0] else 1):
+        for attempt in range(TRIES):
             size, delay_ms = candidate.batching.max_batch_rows, candidate.batching.delay_ns / 1e6
             rate = _rounded(rate)
+            if attempt and rate <= most_met:
+                break
             note(f"measuring max_batch {size}, delay {delay_ms:g} ms at {rate:g}/s")
             checks.append(check(measured.trial, measured.system, candidate.batching, rate, goal))
             if checks[-1].stopped:
                 return checks
             if checks[-1].met:
+                most_met = max(most_met, rate)
                 break
             rate = min(rate * LOWER, checks[-1].report.rates.achieved * HEADROOM)
     return checks
