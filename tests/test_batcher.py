@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mserve.batching.batcher import INLINE_RUN_NS, Batch, Batcher, Entry, Limits
+from mserve.batching.batcher import INLINE_RUN_NS, WHOLE_RUN_NS, Batch, Batcher, Entry, Limits
 from mserve.batching.times import Times
 from mserve.errors import Overloaded
 from mserve.loader.servable import Batching, Stats
@@ -430,3 +430,38 @@ def test_a_request_larger_than_the_queue_is_taken_when_nothing_waits() -> None:
     batcher = Batcher(Limits(8, 0, max_queue_rows=4))
     batcher.add(entry(rows=50))
     assert batcher.next_batch(0) is not None
+
+
+WHOLE = [
+    # row, the limits, what a full batch of four rows took, the rows of the batches of a request of ten
+    ("nothing is known of its run yet", Limits(4, 0, soft=True), 0, [4, 4, 2]),
+    ("its run will be short", Limits(4, 0, soft=True), WHOLE_RUN_NS * 4 // 10, [10]),
+    ("its run would be too long", Limits(4, 0, soft=True), WHOLE_RUN_NS * 4 // 10 + 1000, [4, 4, 2]),
+    ("somebody has set the limit", Limits(4, 0), 1000, [4, 4, 2]),
+    ("the model only takes some sizes", Limits(4, 0, allowed=(1, 4), soft=True), 1000, [4, 4, 2]),
+]
+
+
+@pytest.mark.parametrize(("row", "limits", "run_ns", "expected"), WHOLE, ids=[c[0] for c in WHOLE])
+def test_a_large_request_stays_whole_where_its_run_is_short(
+    row: str, limits: Limits, run_ns: int, expected: list[int]
+) -> None:
+    batcher = Batcher(limits)
+    batcher.add(entry(rows=4))
+    (full,) = closed(batcher)
+    if run_ns:
+        batcher.ran(full, run_ns)
+    batcher.add(entry(rows=10))
+    assert [batch.rows for batch in closed(batcher)] == expected
+
+
+def test_a_whole_request_runs_on_the_loop_only_if_all_of_it_is_short() -> None:
+    batcher = Batcher(Limits(4, 0, soft=True))
+    batcher.add(entry(rows=4))
+    (batch,) = closed(batcher)
+    batch.inline = True
+    batcher.ran(batch, 1000)
+    batcher.add(entry(rows=10))
+    found = batcher.next_batch(0, room_ns=2000, rest_ns=2000)
+    assert found is not None
+    assert (found.rows, found.inline) == (10, False)

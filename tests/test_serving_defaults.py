@@ -69,7 +69,7 @@ def test_unknown_keys_are_passed_over() -> None:
 @pytest.mark.parametrize(
     ("said", "expected", "why"),
     [
-        (Serving(), Batching(), "nothing said"),
+        (Serving(), Batching(soft=True), "nothing said, so that the limit is soft"),
         (SAID, Batching(32, 1_500_000, allowed=(8, 32), preferred=(16,)), "all said"),
         (Serving(16).over(SAID), Batching(8, 1_500_000, allowed=(8,), preferred=()), "a smaller limit"),
         (Serving(delay_ms=0).over(SAID), Batching(32, 0, allowed=(8, 32), preferred=(16,)), "zero is said"),

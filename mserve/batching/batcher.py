@@ -41,6 +41,8 @@ QUEUES_TRIED = 64
 INLINE_RUN_NS = 150_000
 # What a run is charged of which nothing is known yet.
 UNKNOWN_RUN_NS = 1_000_000
+# No larger request runs whole where nobody has set a limit.
+WHOLE_RUN_NS = 5_000_000
 # What is run in pieces is run in pieces of at least half of 2 ** PIECE_BITS rows.
 PIECE_BITS = 4
 
@@ -105,7 +107,7 @@ class Batcher:
         )
 
     def add(self, entry: Entry) -> None:
-        """Queue a request, in parts if it is larger than a batch.
+        """Queue a request, in parts if it is larger than a batch and its run would not be short.
 
         Raises Overloaded when the queue is full; one that is not takes any request.
         """
@@ -117,8 +119,9 @@ class Batcher:
             flow.alive = weakref.ref(servable, partial(self._flows.pop, id(servable)))
         elif flow.requests:
             self._check_room(flow)
-        most = (servable.batching or self.limits).max_batch_rows
-        if entry.rows <= most or entry.alone:
+        batching = servable.batching or self.limits
+        most = batching.max_batch_rows
+        if entry.rows <= most or entry.alone or _stays_whole(flow, entry, batching):
             self._put(flow, entry)
         else:
             for part in entry.parts(most):
@@ -164,7 +167,8 @@ class Batcher:
             for _ in range(len(flow.turns) if free else min(len(flow.turns), QUEUES_TRIED)):
                 queue = flow.turns[0]
                 reason, most = self._closes(queue, now_ns)
-                short = self._short_rows(queue, min(queue.rows, most), room_ns, rest_ns) if reason else 0
+                rows = max(queue.entries[0].rows, min(queue.rows, most))
+                short = self._short_rows(queue, rows, room_ns, rest_ns) if reason else 0
                 if not (short or (reason and free)):
                     flow.turns.rotate(-1)
                 elif batch := self._take(flow, queue, reason, short or most, now_ns):
@@ -321,6 +325,19 @@ class Batcher:
                 entries.append(entry)
         left(flow, queue, len(entries), rows, nbytes)
         return entries
+
+
+def _stays_whole(flow: Flow, entry: Entry, batching: Batching) -> bool:
+    """Whether a request of more rows than a batch has is run as one all the same.
+
+    Each part costs a way to a worker and back. What the whole takes follows from what the rows of
+    a full batch took: from the most that it can be, since a large run teaches nothing of its parts.
+    """
+    if not batching.soft or batching.allowed:
+        return False
+    most = batching.max_batch_rows
+    known = flow.queue(entry).times.runs[most.bit_length()]
+    return 0 < known * entry.rows <= WHOLE_RUN_NS * (1 << most.bit_length() - 1)
 
 
 def _padded(rows: int, batching: Batching) -> int:

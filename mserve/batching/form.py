@@ -75,16 +75,18 @@ class Form:
 
     def nbytes(self, entry: Entry, rows_nbytes: int) -> int:
         """Bytes that a request takes about whose rows differ in size, and take so much by `row_bytes`."""
-        if self.entries:
+        if self.entries or self._text:
             rows_nbytes = sum(array.nbytes for array in entry.inputs.values())
         return rows_nbytes + text_bytes(entry.inputs) if self._text else rows_nbytes
 
 
 def text_bytes(inputs: Mapping[str, Array]) -> int:
-    """About the characters of all texts: of many, some are read, and they count as more than MUCH."""
-    count, total = 0, 0
-    for array in inputs.values():
-        if array.dtype.hasobject:
-            count += array.size
-            total += sum(len(text) for text in array.ravel()[:TEXTS_READ].tolist())
-    return total if count <= TEXTS_READ else MUCH + total * count // TEXTS_READ
+    """About the characters of texts in objects: of many, some are read, and they count as more than MUCH."""
+    arrays = [array.ravel() for array in inputs.values() if array.dtype.hasobject]
+    count = sum(map(len, arrays))
+    if count <= TEXTS_READ:
+        return sum(sum(map(len, array.tolist())) for array in arrays)
+    each = max(1, TEXTS_READ // len(arrays))
+    read = [array[:each].tolist() for array in arrays]
+    total = sum(sum(map(len, texts)) for texts in read)
+    return MUCH + total * count // sum(map(len, read))

@@ -16,4 +16,5 @@ def resolved(said: Serving) -> Batching:
     allowed = tuple(n for n in said.allowed_batch or () if n <= most)
     most = allowed[-1] if allowed else most
     preferred = tuple(n for n in said.preferred_batch or () if n <= most)
-    return Batching(most, int((said.delay_ms or 0) * 1e6), allowed=allowed, preferred=preferred)
+    delay_ns, soft = int((said.delay_ms or 0) * 1e6), said.max_batch is None
+    return Batching(most, delay_ns, allowed=allowed, preferred=preferred, soft=soft)

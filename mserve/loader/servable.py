@@ -84,13 +84,15 @@ class Batching:
     """How batches close: rows at most, and how long the first request may wait for others, in nanoseconds.
 
     With `allowed` (rising, the last is `max_batch_rows`) a batch is filled up to the next of
-    these sizes. A batch that reaches one of the `preferred` sizes (rising) does not wait.
+    these sizes. A batch that reaches one of the `preferred` sizes (rising) does not wait. Where the
+    limit is `soft`, because nobody has set it, a larger request is not cut whose run is short.
     """
 
     max_batch_rows: int = 128
     delay_ns: int = 0
     allowed: tuple[int, ...] = field(default=(), kw_only=True)
     preferred: tuple[int, ...] = field(default=(), kw_only=True)
+    soft: bool = field(default=False, kw_only=True)
 
 
 @dataclass(slots=True)

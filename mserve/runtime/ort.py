@@ -228,8 +228,8 @@ def _run_short(session: Any, outputs: Sequence[str], feeds: Mapping[str, Array],
     an address. It makes no such value of text, so that a graph which takes text may
     have short inputs, not short outputs.
     """
-    values = {name: x if x.dtype.hasobject else _to_value(x) for name, x in feeds.items()}
-    if any(x.dtype.hasobject for x in feeds.values()):
+    values = {name: x if x.dtype.kind in "OU" else _to_value(x) for name, x in feeds.items()}
+    if any(x.dtype.kind in "OU" for x in feeds.values()):
         return session.run(outputs, values, options)  # type: ignore[no-any-return]
     return [_from_value(value) for value in session.run_with_ort_values(outputs, values, options)]
 

@@ -37,7 +37,7 @@ from .recorder import Recorder
 from .request_log import RequestLog, Sampling
 from .rest import VERSION_HEADER
 from .rpc import Methods
-from .settings import BatchingTable, ModelBatching, ModelTable
+from .settings import ModelBatching, ModelTable
 from .tfs_grpc import TfsGrpc
 from .tfs_rest import TfsRest, parse_path
 
@@ -70,7 +70,8 @@ def _model_config(name: str, table: ModelTable, config: Config) -> ModelConfig:
     override = None
     if table.batching != ModelBatching():
         rows, delay_ms, allowed, preferred = table.batching.over(config.batching)
-        override = Batching(rows, _ms(delay_ms), allowed=allowed, preferred=preferred)
+        soft = _is_soft(config, table.batching)
+        override = Batching(rows, _ms(delay_ms), allowed=allowed, preferred=preferred, soft=soft)
     first = table.transition == "unload-first"
     device = table.device or config.server.device
     return ModelConfig(
@@ -88,8 +89,13 @@ def configured(name: str, config: Config) -> Serving:
     return Serving(**said)
 
 
-def _limits(table: BatchingTable) -> Limits:
-    rows, delay_ms, allowed, preferred = ModelBatching().over(table)
+def _is_soft(config: Config, model: ModelBatching) -> bool:
+    return model.max_batch is None and "batching.max_batch" not in config.origins
+
+
+def _limits(config: Config) -> Limits:
+    table, model = config.batching, ModelBatching()
+    rows, delay_ms, allowed, preferred = model.over(table)
     return Limits(
         rows,
         _ms(delay_ms),
@@ -97,6 +103,7 @@ def _limits(table: BatchingTable) -> Limits:
         table.max_queue_bytes,
         allowed=allowed,
         preferred=preferred,
+        soft=_is_soft(config, model),
     )
 
 
@@ -142,7 +149,7 @@ class Server:
         )
         workers = cpu_budget() if workers is None else workers
         self.recorder = Recorder()
-        self.executor = Executor(_limits(config.batching), workers, self.recorder.on_batch)
+        self.executor = Executor(_limits(config), workers, self.recorder.on_batch)
         self.front = Front(self.reconciler.models, self.executor, config.limits.timeout)
         batcher = self.executor.batcher
         self.metrics = Metrics(
@@ -181,7 +188,7 @@ class Server:
     def _apply(self, config: Config) -> None:
         """Take the limits of a configuration."""
         limits = config.limits
-        self.executor.batcher.limits = _limits(config.batching)
+        self.executor.batcher.limits = _limits(config)
         self._tfs.strict = config.server.strict_json
         self.front.timeout_ns = int(limits.timeout * 1e9)
         self.peers.buffered_max = limits.buffered

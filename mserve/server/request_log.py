@@ -136,7 +136,7 @@ class RequestLog:
             return {"redacted": True}
         import numpy as np
 
-        if array.dtype.kind == "O":
+        if array.dtype.kind in "OU":
             return array.tolist()
         if array.dtype.kind not in "fiub" or array.dtype == np.float16:
             array = array.astype(np.float32)

@@ -14,7 +14,6 @@ takes nothing else.
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 from ..errors import RequestError
 from ..tensors import DTYPES, Array, Signature, TensorSpec, check_names, dtype_of, show_shape
 from .json_values import MAX_DEPTH, check_texts, to_array
+from .oip_texts import Buffer, text, texts_of
 
 # Our dtypes by the protocol's names. What is absent (eight-bit floats, four-bit integers)
 # has no name there.
@@ -48,10 +48,6 @@ ELEMENTS_MAX = 2**63 - 1
 RESERVED = "triton_"
 # The one reserved parameter that a client of Triton's sends by itself.
 _EXEMPT = "triton_enable_empty_final_response"
-
-_LENGTH = struct.Struct("<I")
-
-Buffer = bytes | bytearray | memoryview
 
 
 @dataclass(slots=True)
@@ -220,7 +216,7 @@ def from_raw(raw: Buffer, dtype: str, shape: Sequence[int], name: str) -> Array:
 
     count = math.prod(shape)
     if dtype == "string":
-        return _reshaped(_words(raw, count, name), shape, name)
+        return _reshaped(texts_of(raw, count, name), shape, name)
     size = DTYPES[dtype].byte_size(count)
     if len(raw) != size:
         raise RequestError(
@@ -234,50 +230,9 @@ def from_raw(raw: Buffer, dtype: str, shape: Sequence[int], name: str) -> Array:
     return _reshaped(array if array.flags.aligned else array.copy(), shape, name)
 
 
-def _words(raw: Buffer, count: int, name: str) -> Array:
-    """The elements of a BYTES tensor as text."""
-    import numpy as np
-
-    if 4 * count > len(raw):
-        raise RequestError(
-            f"input {name!r} has too few bytes", expected=f"{count} lengths of 4 bytes", found=len(raw)
-        )
-    data, length_at = bytes(raw), _LENGTH.unpack_from
-    # Where all of it is ASCII, the lengths too, it is read at once and cut.
-    whole = data.decode("ascii") if data.isascii() else ""
-    words: list[str] = []
-    at, last = 0, len(data) - 4
-    while len(words) < count:
-        start = at + 4
-        end = start + length_at(data, at)[0] if at <= last else last + 5
-        if end > len(data):
-            raise RequestError(f"input {name!r} ends inside element {len(words)}", found=f"{len(raw)} bytes")
-        words.append(whole[start:end] if whole else text(data[start:end], name))
-        at = end
-    if at != len(raw):
-        raise RequestError(
-            f"input {name!r} has bytes behind its last element", expected=f"{at} bytes", found=len(raw)
-        )
-    array = np.empty(count, object)
-    array[:] = words
-    return array
-
-
-def text(raw: Buffer, name: str) -> str:
-    """An element of BYTES as text. Raises RequestError where it is not UTF-8."""
-    try:
-        return str(raw, "utf-8")
-    except UnicodeDecodeError as error:
-        raise RequestError(
-            f"input {name!r} has an element that is not UTF-8",
-            found=error.reason,
-            hint="ONNX strings are text; send bytes as a UINT8 tensor, or encode them",
-        ) from error
-
-
 def to_raw(array: Array) -> bytes:
     """An array's raw bytes."""
-    if array.dtype.kind != "O":
+    if array.dtype.kind not in "OU":
         return array.tobytes()
     pieces: list[bytes] = []
     for word in array.ravel().tolist():

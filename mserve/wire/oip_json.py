@@ -20,7 +20,6 @@ from ..tensors import Array
 from .json_values import check_values
 from .oip import (
     RAW_ONLY,
-    Buffer,
     Given,
     InferRequest,
     Output,
@@ -30,6 +29,7 @@ from .oip import (
     check_unique,
     to_raw,
 )
+from .oip_texts import Buffer
 
 HEADER = "Inference-Header-Content-Length"
 BINARY = "application/octet-stream"

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from ..tensors import DTYPES, Array, Signature, check_inputs
-from .oip import DATATYPES, Buffer, InferRequest, Wanted
+from .oip import DATATYPES, InferRequest, Wanted
+from .oip_texts import Buffer
 
 PLANS_MAX = 512
 JSON_BYTES_MAX = 2 << 10

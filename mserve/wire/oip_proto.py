@@ -20,8 +20,8 @@ from .oip import (
     check_parameters,
     check_shape,
     check_unique,
-    text,
 )
+from .oip_texts import text
 from .parts import check_parts
 from .protobuf import encode_varint
 

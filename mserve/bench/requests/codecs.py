@@ -15,7 +15,7 @@ import orjson
 
 from ...errors import MserveError, RequestError, UsageError
 from ...tensors import Array, dtype_of
-from ...wire import oip, oip_json, protobuf, tfs_json, tfs_proto
+from ...wire import oip, oip_json, oip_texts, protobuf, tfs_json, tfs_proto
 from ...wire.messages import message
 from ..load.client import request_bytes
 from ..targets.endpoint import Endpoint
@@ -241,7 +241,7 @@ def _grpc_decode(body: bytes, _: bytes | None) -> dict[str, Array]:
             continue
         found = list(getattr(port.contents, _CONTENTS.get(port.datatype, "bytes_contents")))
         if dtype == "string":
-            found = [oip.text(word, port.name) for word in found]
+            found = [oip_texts.text(word, port.name) for word in found]
         try:
             outputs[port.name] = values(found).reshape(shape)
         except ValueError as error:

@@ -108,7 +108,7 @@ class InProcess:
         """Start the executor, as a server would: as many workers as CPUs."""
         model = Model(ModelConfig(self.name, self.servable.bundle.path))
         model.available, model.default = {self.servable.version: self.servable}, self.servable
-        self.front = Front({self.name: model}, Executor(Limits(), workers=cpu_budget()))
+        self.front = Front({self.name: model}, Executor(Limits(soft=True), workers=cpu_budget()))
 
     def description(self) -> Connector:
         """Refused: the model is in this process."""
