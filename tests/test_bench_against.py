@@ -293,6 +293,7 @@ def test_when_to_look(rounds: int, expected: tuple[int, ...]) -> None:
         (["B", "--against", "C", "--slo", "errors=0"], "a comparison takes one load"),
         (["B", "--aa", "--qps", "10:20:10"], "a comparison takes one load"),
         (["B", "--aa", "--qps"], "a comparison takes one load"),
+        (["B", "--against", "C", "--duration", "9"], "--rounds N instead of --duration"),
         (["B", "--aa", "--margin", "x"], "bad --margin"),
         (["B", "--aa", "--margin", "-5%"], "bad --margin"),
         (["B", "--aa", "--metric", "p42"], "no such metric"),

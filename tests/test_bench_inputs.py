@@ -181,6 +181,9 @@ def test_golden_samples_of_a_bundle_are_sent_to_a_server(bundle: Path, tmp_path:
         offered = opened(running.url, inputs=GOLDEN)
         assert offered.describe()["inputs"] == "the server's example"
         assert drive(offered, 4).counts() == {OK: 4}
+        np.savez(tmp_path / "other.npz", images=np.zeros((1, 784), np.float32))
+        with pytest.raises(InputError, match=r"no such input.*expected: x; found: images"):
+            opened(running.url, inputs=tmp_path / "other.npz")
         with pytest.raises(UsageError, match="--inputs BUNDLE"):
             opened(f"grpc://127.0.0.1:{running.grpc_port}", inputs=GOLDEN)
 

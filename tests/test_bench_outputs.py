@@ -197,7 +197,7 @@ def test_what_a_report_cannot_say_does_not_hold() -> None:
     for text in ("p50<10s", "goodput>0", "max<9s"):
         [outcome] = assertions.check(assertions.parse([text]), unstable)
         assert not outcome.holds
-        assert "UNSTABLE" in outcome.found
+        assert str(outcome).startswith(f"{text}: cannot be told: UNSTABLE")
     failed = report(outcomes=[OK] * 3900 + [503] * 100)
     [outcome] = assertions.check(assertions.parse(["errors<1%"]), failed)
     assert (outcome.holds, outcome.found) == (False, "2.500%")

@@ -14,6 +14,7 @@ import pytest
 from bench_virtual import MS, Queue, VirtualLoop, run_virtual
 
 from mserve.bench.judgement.quantiles import nearest_rank
+from mserve.bench.judgement.slo import PASS, parse
 from mserve.bench.judgement.verdict import Load, Measurement, Verdict, judge
 from mserve.bench.load.driver import Pool
 from mserve.bench.load.job import Job
@@ -21,6 +22,7 @@ from mserve.bench.load.loops import driver
 from mserve.bench.load.recorder import Phase, open_rates
 from mserve.bench.load.schedule import schedule
 from mserve.bench.load.session import Session
+from mserve.bench.results.result import Result
 
 SERVICE_NS = 1_400_000
 RATE = 500.0
@@ -163,3 +165,26 @@ def test_the_first_request_is_the_cold_start(monkeypatch: Patch) -> None:
     assert seen.cold_ns == pytest.approx(80 * MS, rel=0.01)
     assert seen.phase.recorder.latencies().max() < 10 * MS
     assert seen.warmup is None
+
+
+def test_a_probe_for_which_the_client_was_late_is_made_again(monkeypatch: Patch) -> None:
+    notes: list[str] = []
+
+    async def work() -> Result:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+
+        def note(text: str) -> None:
+            notes.append(text)
+            if "/s: " in text and sum("/s: " in seen for seen in notes) == 1:
+                loop.call_later(1.0, loop.pause, 400 * MS)  # in the second probe
+
+        load = Load(rate=None, duration_s=2.0, warmup_s=0.0)
+        return await Session(Queue(constant(MS)), load, parse(["p90=50ms"]), note).search()
+
+    result = run_virtual(monkeypatch, work)
+    assert result.search is not None
+    second = result.search.probes[1]
+    codes = [r.verdict.code for r in result.reports if r.load.rate == second.rate]
+    assert codes[:2] == [Verdict.INVALID, PASS]
+    assert second.passed

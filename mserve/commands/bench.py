@@ -93,6 +93,8 @@ def command(
     demands = assertions.parse(asserts or [])
     wanted = _bench_report.Wanted(as_json, strict, demands, report, csv, hdr, junit)
     other = _bench_against.Asked(against, against_device, margin, tuple(metric or ()), rounds, aa, force)
+    if other.wanted() and duration is not None:
+        raise UsageError("a comparison is as long as its rounds", hint="--rounds N instead of --duration")
     with wanted.files() as files:
         run = _compare(plan, other, wanted) if other.wanted() else _measure(plan, wanted, files)
     raise typer.Exit(run)

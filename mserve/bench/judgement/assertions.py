@@ -39,14 +39,20 @@ class Assertion:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Whether an assertion holds for a report, and what was found."""
+    """Whether an assertion holds for a report, and what was found; `told` tells that the report says it."""
 
     text: str
     holds: bool
     found: str
+    told: bool = True
 
     def __str__(self) -> str:
-        return f"{self.text}: {'holds' if self.holds else 'does not hold'}: {self.found}"
+        return f"{self.text}: {self.word}: {self.found}"
+
+    @property
+    def word(self) -> str:
+        """What became of it, for people."""
+        return "holds" if self.holds else "does not hold" if self.told else "cannot be told"
 
 
 def parse(texts: Sequence[str]) -> list[Assertion]:
@@ -81,7 +87,7 @@ def check(assertions: Sequence[Assertion], report: Report) -> list[Outcome]:
 def _check(assertion: Assertion, report: Report) -> Outcome:
     found = value_of(assertion.name, report)
     if isinstance(found, str):
-        return Outcome(assertion.text, False, found)
+        return Outcome(assertion.text, False, found, told=False)
     holds = _COMPARE[assertion.sign](found, assertion.value)
     timed = assertion.name in _TIMES or assertion.name.startswith("p")
     text = f"{found:.3f} ms" if timed else f"{found:.3%}" if assertion.name == "errors" else f"{found:,.1f}"

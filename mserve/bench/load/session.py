@@ -58,6 +58,8 @@ OFFLINE_TRIES = 2
 GROWTH_NS = 2_000_000_000
 # An inconclusive probe goes on for as long again, and then for twice as long; then it counts as failed.
 EXTENSIONS = (1.0, 2.0)
+# So often a probe is made again for which the client was late.
+LATE_AGAIN = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,9 +321,7 @@ class Session:
         assert slo is not None
         looks: list[Tally] = []
         for part in (1.0, *EXTENSIONS):
-            report = await self._measure(self._probe_load(rate, part), looks)
-            self.result.reports.append(report)
-            self._progress(f"  {rate:g}/s: {report.verdict}")
+            report = await self._look(self._probe_load(rate, part), looks)
             if report.verdict.code != Verdict.INCONCLUSIVE:
                 break
             looks.append(total_of(slo, report.seen.phase))
@@ -334,9 +334,20 @@ class Session:
             code, FAIL
         )
         codes = [r.verdict.code for r in self.result.reports]
-        # A machine on which the client is late at every rate of the sweep will not get better.
+        # A machine on which the client is late from the beginning, again and again, will not get better.
         hopeless = report.ok == 0 or (len(codes) >= len(SWEEP) and set(codes) == {Verdict.INVALID})
         return Probe(rate, outcome, reason, fatal=bool(self.result.stopped) or hopeless)
+
+    async def _look(self, load: Load, looks: Sequence[Tally]) -> Report:
+        """Measure once; again where the client was late, which tells nothing of the server."""
+        for left in reversed(range(1 + LATE_AGAIN)):
+            report = await self._measure(load, looks)
+            self.result.reports.append(report)
+            self._progress(f"  {load.rate:g}/s: {report.verdict}")
+            if report.verdict.code != Verdict.INVALID or self.result.stopped or not left:
+                break
+            await asyncio.sleep(SETTLE_S)
+        return report
 
     def _probe_load(self, rate: float, part: float) -> Load:
         slo, base = self.slo, self.load

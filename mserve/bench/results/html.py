@@ -185,8 +185,8 @@ def _percentiles(report: Report) -> str:
 
 
 def _outcome(outcome: Outcome) -> list[str]:
-    tone, word = ("good", "holds") if outcome.holds else ("bad", "does not hold")
-    return [_cell(outcome.text), f'<td class="word {tone}">{word}</td>', _cell(outcome.found)]
+    tone = "good" if outcome.holds else "bad"
+    return [_cell(outcome.text), f'<td class="word {tone}">{outcome.word}</td>', _cell(outcome.found)]
 
 
 def _stamp(environment: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from ...errors import EnvironmentProblem, MserveError, NotFound, UsageError
+from ...errors import EnvironmentProblem, InputError, MserveError, NotFound, UsageError
 from ...readers.requests import Sample, Samples, arrays_of, read_inputs
 from ...rows import take
 from ...sparse import IDS, LENGTHS, VALUES
@@ -88,6 +88,7 @@ def open_url(url: str, ask: Ask, given: Samples | None = None) -> UrlTarget:
     api.check_ready(asked)
     samples = (given or _samples(api, asked, ask)).mixed(ask.seed)
     encoder = Encoder(api, endpoint, asked, protocol)
+    encoder.check(samples.requests[0])
     requests = [encoder.encode(sample) for sample in samples.requests]
     return UrlTarget(endpoint, encoder.asked, protocol, Load(samples, requests, ask.verify, ask.streams))
 
@@ -180,6 +181,19 @@ class Encoder:
         self._endpoint = endpoint
         self._protocol = protocol
         self._signatures: dict[str, Signature] = {}
+
+    def check(self, sample: Sample) -> None:
+        """Whether the model has inputs of these names, as far as the server tells. Raises InputError."""
+        asked = replace(self.asked, signature=sample.signature or self.asked.signature)
+        try:
+            known = self._signature(asked).inputs if sample.form == "arrays" else sample.arrays
+        except MserveError:
+            return
+        strange = [name for name in sample.arrays if name not in known]
+        if strange:
+            raise InputError(
+                "the model has no such input", expected=", ".join(known), found=", ".join(strange)
+            )
 
     def encode(self, sample: Sample) -> bytes:
         """A request's bytes. Raises MserveError."""
