@@ -7,9 +7,9 @@ there is left out.
     closed     answers per second: wrk over HTTP, h2load over gRPC. Median of the ratios of
                neighbouring runs, at most 5 % from 1 where the server is the bottleneck; and of the
                answers for a second of the server's CPU time, which other programs disturb less
-    open       p50 and p99 at a rate that k6 can make too, in turn, at a constant arrival rate: the
-               median of our runs beside the least and most of k6's, which hold the median of all
-               the runs that it could make with 95 % from six runs on
+    open       p50 and p99 at a rate that others can make too, in turn: Poisson arrivals beside
+               LoadGen, constant ones beside k6. The median of our runs beside the least and most of
+               theirs, which hold the median of all their runs with 95 % from six runs on
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,9 @@ MODEL = Path(__file__).resolve().parent.parent / "samples" / "digits" / "digits.
 CONNECTIONS, STREAMS = 4, 4
 BAR = 0.05
 # What k6 takes from a CPU of its own is a multiple of what this server takes for it.
-K6_RATE = 1000
-K6_ROUNDS = 6
+RATE, ROUNDS = 1000, 6
+QUOTED = (0.5, 0.99)
+Percentiles = tuple[float, ...]
 K6 = """
 import http from 'k6/http';
 const body = open('%s');
@@ -66,14 +68,8 @@ def main(rounds: int, seconds: float) -> None:
             np.savez(folder / "x.npz", pixels=pixels)
             (folder / "x.json").write_text(json.dumps({"instances": [{"pixels": pixels[0].tolist()}]}))
             capacity = closed(server, folder, rounds, seconds)
-            if shutil.which("k6"):
-                opened(
-                    server,
-                    folder,
-                    max(K6_ROUNDS, rounds),
-                    max(10, round(seconds)),
-                    min(K6_RATE, round(capacity / 2)),
-                )
+            seconds, rate = max(10, round(seconds)), min(RATE, round(capacity / 2))
+            opened(server, folder, max(ROUNDS, rounds), seconds, rate)
 
 
 def apart(server: int) -> None:
@@ -145,44 +141,73 @@ def compared(
 
 
 def opened(server: Server, folder: Path, rounds: int, seconds: int, rate: int) -> None:
-    """Percentiles of k6 beside ours, in turn, at one rate."""
+    """Percentiles of LoadGen and of k6 beside ours, each in turn, at one rate."""
+    if find_spec("mlperf_loadgen") is not None:
+        beside("LoadGen", [loadgen(server, seconds, rate) for _ in range(rounds)])
+    if shutil.which("k6"):
+        url = f"http://127.0.0.1:{server.port}/v1/models/digits"
+        line = (url, "--qps", rate, "--arrivals", "constant", "--duration", seconds)
+        given = ("--inputs", folder / "x.json")
+        beside(
+            "k6", [(quoted(bench(*line, *given)), k6(server, folder, seconds, rate)) for _ in range(rounds)]
+        )
+
+
+def beside(name: str, pairs: list[tuple[Percentiles, Percentiles]]) -> None:
+    """Our runs and the others'; whether our median lies within their spread."""
+    for ours, theirs in pairs:
+        print(f"open    {name} {show(theirs)}, ours {show(ours)}")
+    for i, p in enumerate(QUOTED):
+        middle, spread = statistics.median(a[i] for a, _ in pairs), [b[i] for _, b in pairs]
+        word = "inside" if min(spread) <= middle <= max(spread) else "OUTSIDE"
+        text = f"p{100 * p:g}: {name} {min(spread):.3f} to {max(spread):.3f} ms, our median {middle:.3f} ms"
+        print(f"open    {text}: {word}", flush=True)
+
+
+def quoted(report: dict[str, Any]) -> Percentiles:
+    """Percentiles of a report of ours, nan where it quotes none."""
+    by_p = {p["p"]: p["value_ms"] for p in (report["latency"] or {"percentiles": []})["percentiles"]}
+    return tuple(by_p.get(p) or float("nan") for p in QUOTED)
+
+
+def show(found: Percentiles) -> str:
+    """Percentiles for people."""
+    return ", ".join(f"p{100 * p:g} {ms:.3f}" for p, ms in zip(QUOTED, found, strict=True)) + " ms"
+
+
+def loadgen(server: Server, seconds: int, rate: int) -> tuple[Percentiles, Percentiles]:
+    """One run of ours, and one of LoadGen: Poisson arrivals and latencies by its own clock."""
     url = f"http://127.0.0.1:{server.port}/v1/models/digits"
-    script = folder / "k6.js"
-    script.write_text(K6 % (folder / "x.json", rate, seconds, url + ":predict"))
-    line = ("--qps", rate, "--arrivals", "constant", "--duration", seconds, "--inputs", folder / "x.json")
-    found: dict[float, list[tuple[float, float]]] = {0.5: [], 0.99: []}
-    for _ in range(rounds):
-        report = bench(url, *line)
-        by_p = {p["p"]: p for p in (report["latency"] or {"percentiles": []})["percentiles"]}
-        printed = subprocess.run(
-            ["k6", "run", "--quiet", "--no-usage-report", script], capture_output=True, text=True, check=True
-        ).stdout
-        metrics = json.loads(printed[printed.index("{") :])
-        values = metrics["http_req_duration{scenario:all}"]["values"]
-        dropped = metrics.get("dropped_iterations", {"values": {"count": 0}})["values"]["count"]
-        print(f"open    {rate:,}/s: ours {report['verdict']['code']}, k6 dropped {dropped:.0f}", flush=True)
-        for p, key in ((0.5, "med"), (0.99, "p(99)")):
-            if (quoted := by_p.get(p, {}).get("value_ms")) is None:
-                print(f"        p{100 * p:g}: k6 {values[key]:.3f} ms, ours is not quoted", flush=True)
-                continue
-            found[p].append((quoted, values[key]))
-            print(f"        p{100 * p:g}: k6 {values[key]:.3f} ms, ours {quoted:.3f} ms", flush=True)
-    for p, pairs in found.items():
-        if pairs:
-            ours, theirs = statistics.median(a for a, _ in pairs), [b for _, b in pairs]
-            word = "inside" if min(theirs) <= ours <= max(theirs) else "OUTSIDE"
-            text = f"p{100 * p:g}: k6 {min(theirs):.3f} to {max(theirs):.3f} ms, our median {ours:.3f} ms"
-            print(f"open    {text}: {word}", flush=True)
+    line = ("--scenario", "server", "--qps", rate, "--slo", "p99=1s", "--duration", seconds, "--queries", 1)
+    document = whole(url, *line, "--loadgen")
+    theirs = document["loadgen"]["latency_ms"]
+    return quoted(document["reports"][0]), tuple(theirs[f"{p:g}"] for p in QUOTED)
+
+
+def k6(server: Server, folder: Path, seconds: int, rate: int) -> Percentiles:
+    """k6 with a request every so often, on as many connections as it needs; without its cold start."""
+    script, url = folder / "k6.js", f"http://127.0.0.1:{server.port}/v1/models/digits:predict"
+    script.write_text(K6 % (folder / "x.json", rate, seconds, url))
+    command = ["k6", "run", "--quiet", "--no-usage-report", script]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    values = json.loads(printed[printed.index("{") :])["http_req_duration{scenario:all}"]["values"]
+    return values["med"], values["p(99)"]
 
 
 def bench(*arguments: object) -> dict[str, Any]:
     """The report of `mserve bench ARGUMENTS --json`."""
+    report: dict[str, Any] = whole(*arguments)["reports"][0]
+    return report
+
+
+def whole(*arguments: object) -> dict[str, Any]:
+    """The document of `mserve bench ARGUMENTS --json`."""
     command = [sys.executable, "-m", "mserve", "bench", *map(str, arguments), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if not done.stdout:
         raise RuntimeError(done.stderr)
-    report: dict[str, Any] = json.loads(done.stdout)["reports"][0]
-    return report
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
 
 
 if __name__ == "__main__":

@@ -320,7 +320,7 @@ def test_a_latency_that_falls_with_the_rate_does_not_stop_the_search() -> None:
 def test_the_steps_of_a_search_are_told() -> None:
     found = search(capacity(1000.0), 500.0)
     assert found.steps[0] == "sweep"
-    assert found.steps[-4:] == ["confirm", "confirm", "confirm", "above"]
+    assert found.steps[-5:] == ["confirm", "confirm", "confirm", "above", "above"]
     assert not found.probes[-1].passed
     document = found.to_json()
     assert document["rate"] == found.rate

@@ -27,6 +27,7 @@ from server_tools import Answer, Running, serving
 
 import mserve
 from mserve.errors import ModelRefused, NotFound, Overloaded
+from mserve.server.app import limits_of
 from mserve.server.config import Source, from_tables, parse, to_tables
 from mserve.server.control import HEAD_BYTES_MAX, Frames, Malformed, Message, error_head, error_of, pack
 from mserve.server.shares import Shares, shared_memory
@@ -529,6 +530,19 @@ base_path = "m"
     assert told.models == {}
 
 
+@pytest.mark.parametrize(
+    ("written", "soft"),
+    [
+        pytest.param("", True, id="nobody has set a limit"),
+        pytest.param("[batching]\nmax_batch = 128", False, id="somebody has set the default"),
+    ],
+)
+def test_children_know_whether_the_limit_of_a_batch_was_set(written: str, soft: bool) -> None:
+    config = parse(Source(Path("a/mserve.toml")), "[models.m]\nbase_path = 'm'\n" + written)
+    assert limits_of(config).soft is soft
+    assert limits_of(from_tables(json.loads(json.dumps(to_tables(config, config))))).soft is soft
+
+
 def test_tokens_hold_in_every_process_and_follow_their_file(tmp_path: Path) -> None:
     tokens = tmp_path / "tokens"
     tokens.write_text("first\n")
@@ -604,11 +618,19 @@ max_bytes = 4000
     with several(tmp_path, tables, ready=False) as running:
         running.wait_until(lambda: "m version 1: available" in running.log())
         with clients(running, 8) as opened:
+            tries = 0
+
+            def all_know() -> bool:
+                nonlocal tries
+                tries += 1
+                return {c.ask().status for c in opened} == {200}
+
+            running.wait_until(all_know)  # the parent knows of a version a moment before its processes do
             for _ in range(25):
                 assert {c.ask().status for c in opened} == {200}
         assert running.stop() == 0
     lines = [json.loads(line) for line in running.log().splitlines()]
-    assert sum(line.get("path") == PREDICT for line in lines) == 200
+    assert sum(line.get("path") == PREDICT for line in lines) == 8 * (25 + tries)
     files = [p.read_text().splitlines() for p in sorted(tmp_path.glob("requests.jsonl*"))]
     assert all(json.loads(line)["model"] == "m" for lines in files for line in lines)
     assert files

@@ -93,7 +93,8 @@ def _is_soft(config: Config, model: ModelBatching) -> bool:
     return model.max_batch is None and "batching.max_batch" not in config.origins
 
 
-def _limits(config: Config) -> Limits:
+def limits_of(config: Config) -> Limits:
+    """How batches close where nothing else is said, and what may wait."""
     table, model = config.batching, ModelBatching()
     rows, delay_ms, allowed, preferred = model.over(table)
     return Limits(
@@ -149,7 +150,7 @@ class Server:
         )
         workers = cpu_budget() if workers is None else workers
         self.recorder = Recorder()
-        self.executor = Executor(_limits(config), workers, self.recorder.on_batch)
+        self.executor = Executor(limits_of(config), workers, self.recorder.on_batch)
         self.front = Front(self.reconciler.models, self.executor, config.limits.timeout)
         batcher = self.executor.batcher
         self.metrics = Metrics(
@@ -188,7 +189,7 @@ class Server:
     def _apply(self, config: Config) -> None:
         """Take the limits of a configuration."""
         limits = config.limits
-        self.executor.batcher.limits = _limits(config)
+        self.executor.batcher.limits = limits_of(config)
         self._tfs.strict = config.server.strict_json
         self.front.timeout_ns = int(limits.timeout * 1e9)
         self.peers.buffered_max = limits.buffered

@@ -172,12 +172,18 @@ def _written(name: str, value: Any) -> Any:
 def to_tables(config: Config, started: Config) -> dict[str, dict[str, Any]]:
     """A configuration as a file could hold it, but for the models and for who may ask.
 
-    Keys that take effect with a restart have the values that the server has `started` with.
+    Keys that take effect with a restart have the values that the server has `started` with. Those
+    that nobody has set are left out, since some mean something else then (`batching.max_batch`).
     """
     found: dict[str, dict[str, Any]] = {}
     for name in TABLES.keys() - {"auth"}:
         now, before = getattr(config, name), getattr(started, name)
-        values = {f.name: getattr(before if f.metadata["key"].restart else now, f.name) for f in fields(now)}
+        values = {
+            f.name: value
+            for f in fields(now)
+            if (value := getattr(before if f.metadata["key"].restart else now, f.name)) != f.default
+            or f"{name}.{f.name}" in config.origins
+        }
         # TOML has no word for nothing, which is the default where it is a value.
         told = {k: v for k, v in values.items() if v is not None or k == "grpc_port"}
         found[name] = {k: _written(k, v) for k, v in told.items()}
@@ -187,7 +193,7 @@ def to_tables(config: Config, started: Config) -> dict[str, dict[str, Any]]:
 def from_tables(tables: Mapping[str, Any]) -> Config:
     """The configuration that `to_tables` was given. Raises InputError for what is none."""
     reader = TableReader(None, {}, {})
-    config = Config(**reader.tables(tables))
+    config = Config(**reader.tables(tables), origins=reader.origins)
     raise_problems(reader.problems)
     return config
 

@@ -24,6 +24,7 @@ _SAMPLES = 1024
 _FASTER = 0.25
 _STREAM = re.compile(r"Early stopping [\d.]+th percentile estimate: (\d+)")
 _RATE = re.compile(r"^(?:Completed s|S)amples per second\s*: ([\d.]+)", re.MULTILINE)
+_PERCENTILE = re.compile(r"^(\d+\.\d+) percentile latency \(ns\) *: (\d+)$", re.MULTILINE)
 _BROKEN = re.compile(r"^ +(.+?) satisfied *: NO$", re.MULTILINE)
 
 
@@ -147,7 +148,10 @@ def _settings(library: Any, rules: Rules, expected: float | None) -> Any:
 
 
 def read_summary(text: str, rules: Rules) -> dict[str, Any]:
-    """The result in LoadGen's summary; `value` in milliseconds for streams, else in samples per second."""
+    """The result in LoadGen's summary; `value` in milliseconds for streams, else in samples per second.
+
+    `latency_ms` has its latencies by quantile, of queries.
+    """
     streams = rules.scenario.streams
     found = (_STREAM if streams else _RATE).search(text)
     return {
@@ -155,4 +159,5 @@ def read_summary(text: str, rules: Rules) -> dict[str, Any]:
         "unsatisfied": [text.lower() for text in _BROKEN.findall(text)],
         "unit": "ms" if streams else "1/s",
         "value": float(found[1]) / (1e6 if streams else 1.0) if found else None,
+        "latency_ms": {f"{float(p) / 100:g}": int(ns) / 1e6 for p, ns in _PERCENTILE.findall(text)},
     }

@@ -5,8 +5,8 @@
                about higher rates, and bisection alone could stop at the first of them
     bracket    from the highest rate that passed upwards until one fails, or downwards
     bisect     on a logarithmic scale, until the two ends are close
-    confirm    the rate must pass three times more, and the next one above must not: a pass
-               can be luck, and a search looks for lucky passes; so can a failure be bad luck
+    confirm    the rate must pass three times more, and the next one above must fail twice: a
+               pass can be luck, and a search looks for lucky passes; so can a failure be bad luck
 
 A probe passes, fails, or is inconclusive, which counts as failed. Confirmation moves both
 ways: a rate that fails again is lowered, each time by a larger step, and where the rate
@@ -27,6 +27,7 @@ ABOVE = 1.05
 RATE_MIN = 0.1
 PROBES_MAX = 60
 CONFIRMATIONS = 3
+CHANCES = 2
 CLIMBS_MAX = 4
 # Parts of the first guess; the guess is what a closed loop reached, halved.
 SWEEP = (0.25, 0.5, 0.8, 1.2, 1.6, 2.0)
@@ -161,13 +162,19 @@ class _Seeker:
                 higher = round_rate(rate * ABOVE)
                 if rate >= self.cap or climbs == CLIMBS_MAX or not self.alive():
                     return
-                if not await self._try(min(self.cap, higher), "above"):
+                rate, climbs = min(self.cap, higher), climbs + 1
+                if not await self._passes_once(rate):
                     return
-                climbs, rate = climbs + 1, min(self.cap, higher)
             elif self.search.rate is not None:
                 return  # the rate above held once, and not again: the confirmed one stands
             else:
                 rate, step = round_rate(rate / (1 + step)), 1.5 * step
+
+    async def _passes_once(self, rate: float) -> bool:
+        for _ in range(CHANCES):
+            if self.alive() and await self._try(rate, "above"):
+                return True
+        return False
 
     async def _holds(self, rate: float) -> bool:
         for _ in range(CONFIRMATIONS):
