@@ -19,6 +19,7 @@ import mserve
 from mserve.batching import executor as executor_module
 from mserve.batching.batcher import Limits
 from mserve.batching.executor import Executor
+from mserve.batching.outbox import Outbox
 from mserve.errors import DeadlineExceeded, ExecutionFailed, InputsRefused, MserveError, Overloaded
 from mserve.front import Front, Query
 from mserve.loader.servable import Batching, Servable, Stats
@@ -571,3 +572,40 @@ def test_a_request_that_has_the_machine_to_itself_may_use_all_of_it(lookup: Serv
         on_loop(work)
     finally:
         lookup.predictable, lookup._wide = True, {}
+
+
+class Socket:
+    """Notes what is written to it, or fails."""
+
+    def __init__(self, log: list[bytes], error: Exception | None = None) -> None:
+        self.log, self.error = log, error
+
+    def write(self, data: bytes) -> None:
+        if self.error is not None:
+            raise self.error
+        self.log.append(data)
+
+
+def test_the_answers_of_a_batch_are_written_together_when_all_are_made() -> None:
+    log: list[bytes] = []
+    outbox = Outbox()
+    with outbox:
+        for i, error in enumerate((None, OSError("gone"), None)):
+            outbox.write(Socket(log, error), b"answer %d" % i)
+            assert log == []
+    assert log == [b"answer 0", b"answer 2"], "in their order, whatever becomes of one"
+    outbox.write(Socket(log), b"alone")
+    assert log[-1] == b"alone"
+
+
+def test_what_goes_wrong_in_making_answers_keeps_none_back() -> None:
+    log: list[bytes] = []
+    outbox = Outbox()
+    try:
+        with outbox:
+            outbox.write(Socket(log), b"made")
+            raise KeyError
+    except KeyError:
+        pass
+    outbox.write(Socket(log), b"next")
+    assert log == [b"made", b"next"]

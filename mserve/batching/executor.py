@@ -31,6 +31,7 @@ from ..errors import DeadlineExceeded, ExecutionFailed, MserveError, Overloaded,
 from ..loader.servable import BATCH_BUCKETS, Servable
 from .assembly import Outputs, run_batch
 from .batcher import Batch, Batcher, Entry, Limits
+from .outbox import Outbox
 
 log = logging.getLogger("mserve")
 
@@ -49,11 +50,13 @@ class Executor:
 
     `on_batch`, where there is one, is called once for each batch that has run, when its
     requests are answered: the batch, its run time in nanoseconds, and the error if it failed.
+    What answers requests may write by `outbox`, which sends a batch's answers together.
     """
 
     def __init__(self, limits: Limits, workers: int, on_batch: Observer | None = None) -> None:
         self.batcher = Batcher(limits)
         self.on_batch = on_batch
+        self.outbox = Outbox()
         self._loop = asyncio.get_running_loop()
         self._pumping = False
         self._timer: asyncio.TimerHandle | None = None
@@ -253,8 +256,9 @@ class Executor:
             entry.ended_ns = now
         failure = None if error is None else _as_error(error)
         if failure is None:
-            for entry, result in zip(entries, outputs, strict=True):
-                entry.answer(result)
+            with self.outbox:
+                for entry, result in zip(entries, outputs, strict=True):
+                    entry.answer(result)
         elif len(entries) == 1:
             entries[0].answer(failure)
         else:

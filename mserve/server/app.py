@@ -158,7 +158,7 @@ class Server:
             lambda servable: batcher.backlog(servable).rows,
             lambda: bool(self.config_problem),
         )
-        self.peers = Peers(config.limits.body)
+        self.peers = Peers(config.limits.body, outbox=self.executor.outbox)
         self.calls = Calls(self.front, self.metrics)
         self.calls.recorder = self.recorder.on_call
         self.access = _access(config)

@@ -302,7 +302,7 @@ class Connection(asyncio.Protocol):
         alone = len(self._pending) == 1 and exchange.head.keep_alive
         if alone and self._draining_since is None and not self._closing:
             self._pending.popleft()
-            self._transport.write(exchange.encoded(keep_alive=True))
+            self._peers.outbox.write(self._transport, exchange.encoded(keep_alive=True))
             if self._paused:
                 self._regulate()
             return

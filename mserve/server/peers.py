@@ -11,6 +11,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ..batching.outbox import Outbox
 from ..errors import ClientLeft, Overloaded, PayloadTooLarge, Unavailable
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Peers:
     `received` counts bodies as they came, and only the event loop writes it;
     `buffered` counts what is `Held`, under the lock. `streamed` are bytes of gRPC's streams
     that no codec has asked for yet, with a budget of their own: a message must not be refused
-    for what follows it.
+    for what follows it. Answers over HTTP go out by `outbox`.
     """
 
     body_max: int = BODY_BYTES_MAX
@@ -46,6 +47,7 @@ class Peers:
     received: int = 0
     streamed: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
+    outbox: Outbox = field(default_factory=Outbox)
 
     def room(self, more: int) -> bool:
         """Whether another connection may come, beside those open and `more`."""
