@@ -218,6 +218,15 @@ def test_files_that_are_no_results_are_refused(content: str, tmp_path: Path) -> 
         baseline.read(path)
 
 
+def test_a_run_that_proved_nothing_is_no_baseline(tmp_path: Path) -> None:
+    path = stored(tmp_path)
+    document = json.loads(path.read_text())
+    document["reports"][0] |= {"windows": None, "verdict": {"code": "invalid"}}
+    path.write_text(json.dumps(document))
+    with pytest.raises(InputError, match=r"no latencies to compare with.*found: invalid.*measure it again"):
+        baseline.read(path)
+
+
 def test_hostile_windows_are_refused(tmp_path: Path) -> None:
     path = stored(tmp_path)
     document = json.loads(path.read_text())

@@ -28,6 +28,8 @@ from mserve.front import Front, Query
 from mserve.loader.servable import Servable
 from mserve.padding import Pad
 from mserve.tensors import Signature
+from mserve.wire.oip import to_raw
+from mserve.wire.oip_texts import texts_of
 
 INT = TensorProto.INT64
 node = helper.make_node
@@ -300,3 +302,29 @@ def test_requests_that_run_alone_are_not_padded(tmp_path: Path) -> None:
     found = answers(servable, [request, request], Limits())
     assert [x[0].shape for x in found] == [(1, 3, 8)] * 2
     assert not any(isinstance(x, MserveError) for x in found)
+
+
+def test_texts_of_any_width_are_padded_and_joined_whole(tmp_path: Path) -> None:
+    ports = [helper.make_tensor_value_info(n, TensorProto.STRING, ["batch", "length"]) for n in ("t", "u")]
+    graph = helper.make_graph([helper.make_node("Identity", ["t"], ["u"])], "g", ports[:1], ports[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    toml = """
+[signatures.serving_default]
+inputs.t = { pad = { value = "<pad>", buckets = [4] } }
+outputs.u = {}
+"""
+    servable = mserve.load(exported(tmp_path, model, toml))
+    seen: list[Array] = []
+    compute = servable.compute
+
+    def watched(signature: str, inputs: Mapping[str, Array], *rest: Any, **more: Any) -> Sequence[Array]:
+        seen.append(inputs["t"])
+        return compute(signature, inputs, *rest, **more)
+
+    servable.compute = watched  # type: ignore[method-assign]
+    words = [["a", "b"], ["a much longer word"], ["xy", "z", "x"]]
+    requests = [{"t": texts_of(to_raw(np.array(w, object)), len(w), "t").reshape(1, -1)} for w in words]
+    assert {r["t"].dtype.kind for r in requests} == {"U"}
+    found = answers(servable, requests, Limits())
+    assert [u.tolist() for (u,) in found] == [[w] for w in words]
+    assert [row for batch in seen for row in batch.tolist()] == [w + ["<pad>"] * (4 - len(w)) for w in words]

@@ -70,7 +70,8 @@ def _lengthened(alias: str, pad: Pad, batch: Batch) -> Array:
     first = batch.entries[0].inputs[alias]
     size = pad.size(first.shape[pad.axis])
     shape = (batch.rows + batch.padding, *first.shape[1 : pad.axis], size, *first.shape[pad.axis + 1 :])
-    joined: Array = np.full(shape, pad.value, first.dtype)
+    # Numpy's own text is as wide as one request's: it would cut the others', and the pad value.
+    joined: Array = np.full(shape, pad.value, object if first.dtype.kind == "U" else first.dtype)
     before = (slice(None),) * (pad.axis - 1)
     at = 0
     for entry in batch.entries:

@@ -45,6 +45,14 @@ def read(path: Path) -> Baseline:
                 "not a result of bench", where=path, expected="bench", found=str(document["kind"])
             )
         [report] = document["reports"]
+        if not report["windows"]:
+            raise InputError(
+                "the stored run has no latencies to compare with",
+                where=path,
+                expected="a run that was measured",
+                found=str(report["verdict"]["code"]),
+                hint="measure it again",
+            )
         return Baseline(
             _load(report["load"]),
             {name: [_log(w[key]) for w in report["windows"]] for name, key in _METRICS.items()},
