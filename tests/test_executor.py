@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import mserve
 from mserve.batching import executor as executor_module
-from mserve.batching.batcher import Limits
+from mserve.batching.batcher import Batch, Limits
 from mserve.batching.executor import Executor
 from mserve.batching.outbox import Outbox
 from mserve.errors import DeadlineExceeded, ExecutionFailed, InputsRefused, MserveError, Overloaded
@@ -301,6 +301,29 @@ def test_only_what_is_known_to_be_short_runs_on_the_loop(
         small = [await ask_one(front, 4) for _ in range(300)]
         assert any(small) == inline
         assert not await ask_one(front, 1000)
+
+    on_loop(work)
+
+
+@pytest.mark.parametrize(
+    ("why", "read_s", "inline"),
+    [
+        ("50 ms are long for a tick that brought one request", 0, False),
+        ("and a fifth of one that took 250 ms to read its requests", 0.25, True),
+    ],
+)
+def test_a_tick_may_run_a_share_of_what_it_took_to_read(
+    lookup: Servable, why: str, read_s: float, inline: bool
+) -> None:
+    async def work(executor: Executor, front: Front) -> None:
+        ran: list[Batch] = []
+        executor.on_batch = lambda batch, run_ns, error: ran.append(batch)
+        await ask(front, lookup, [[1]])
+        ran[0].times.inline[1] = 50e6
+        asking = asyncio.ensure_future(ask(front, lookup, [[1]]))
+        asyncio.get_running_loop().call_soon(time.sleep, read_s)
+        await asking
+        assert ran[1].inline == inline, why
 
     on_loop(work)
 

@@ -6,7 +6,10 @@ closes batches while an executor is free. The loop thread is itself an executor,
 batches that are shorter than a hand-over to a thread, or that nobody else waits for: a
 predicted time of at most INLINE_RUN_NS where several models are served, weights in
 private memory (a mapped page might have to come from the disk), and at most
-INLINE_TICK_NS in one tick, so that sockets are served in between.
+INLINE_TICK_NS in one tick, so that sockets are served in between. A tick that brought
+hundreds of requests has taken many times as long to read them: its runs may take
+INLINE_SHARE of that, since a worker would take the interpreter's lock from the loop
+for each batch, and the server would do less the more it is asked.
 
 Worker threads need the interpreter's lock when a run ends. A loop that always has
 something to do hands it over every 5 ms at best, so while a run is outstanding the loop
@@ -35,7 +38,7 @@ from .outbox import Outbox
 
 log = logging.getLogger("mserve")
 
-INLINE_TICK_NS = 500_000
+INLINE_TICK_NS, INLINE_SHARE = 500_000, 0.25
 # So few requests seldom fill a queue; when they are queued, that is looked at again.
 FEW = 64
 RETRY_AFTER_MAX_S = 60
@@ -59,6 +62,7 @@ class Executor:
         self.outbox = Outbox()
         self._loop = asyncio.get_running_loop()
         self._pumping = False
+        self._began_ns = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ns = 0
         self._sweeper: asyncio.TimerHandle | None = None
@@ -90,6 +94,7 @@ class Executor:
         servable.in_flight += 1
         if not self._pumping:
             self._pumping = True
+            self._began_ns = entry.arrived_ns
             self._loop.call_soon(self._pump)
         if self._sweeper is None and entry.deadline_ns:
             self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
@@ -147,9 +152,10 @@ class Executor:
 
     def _pump(self) -> None:
         """Close batches while an executor is free for them."""
-        self._pumping = False
         now = time.monotonic_ns()
-        batcher, left = self.batcher, INLINE_TICK_NS
+        tick_ns = now - self._began_ns if self._pumping else 0
+        self._pumping = False
+        batcher, left = self.batcher, max(INLINE_TICK_NS, int(INLINE_SHARE * tick_ns))
         room = batcher.inline_room(left)
         while batch := batcher.next_batch(now, free=self._free > 0, room_ns=room, rest_ns=left):
             if batch.inline:
@@ -167,7 +173,7 @@ class Executor:
         if self._running:
             self._make_way()
         if batcher:
-            self._come_back(spent=left < INLINE_TICK_NS)
+            self._come_back(spent=True)
 
     def _send(self, batch: Batch) -> None:
         """Hand a batch to the worker threads."""

@@ -46,11 +46,11 @@ from .access import Access
 from .config import Config, from_tables
 from .control import Channel, Closed, Frames, Head, Message, error_head
 from .grpc_server import GrpcServer
+from .listener import Listener
 from .logs import begin
 from .run import drain, quieten_collector, sweep
 from .shares import Shares
 from .tls import Tls, of_pem
-from .tls_listener import TlsListener
 from .worker import Worker
 
 log = logging.getLogger("mserve")
@@ -135,7 +135,7 @@ class Child:
         self._state: list[Any] = []
         self._loaders = ThreadPoolExecutor(LOAD_THREADS, "mserve-load")
         self._tls: Tls | None = None
-        self._listener: TlsListener | None = None
+        self._listener: Listener | None = None
         self._grpc: GrpcServer = worker.grpc()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = self._settled = False
@@ -245,16 +245,16 @@ class Child:
         """Begin to take connections."""
         if self._listener is not None or self._stopping:
             return
-        worker, plain = self._worker, self._tls is None
-        self._listener = TlsListener(
+        worker = self._worker
+        self._listener = Listener(
             self._http,
             worker.connection,
             lambda: self._tls.context if self._tls else None,
-            (lambda _: True) if plain else worker.peers.room,
+            worker.peers.room,
             self._turn,
         )
         if self._grpc_sockets:
-            await self._grpc.start(self._grpc_sockets, None if plain else self._h2, self._turn)
+            await self._grpc.start(self._grpc_sockets, self._h2 if self._tls else None, self._turn)
         while not self._stopping:  # some have left without a word
             self._shares.note(self._connections())
             await asyncio.sleep(NOTE_S)

@@ -12,15 +12,13 @@ from typing import Any
 
 from ..errors import EnvironmentProblem
 from .grpc_connection import GrpcConnection
+from .listener import Listener, Turn, listen
 from .peers import Peers
 from .rpc import Admit, Methods
-from .tls_listener import TlsListener, listen
 
 SWEEP_S = 1.0
 POLL_S = 0.02
 BACKLOG = 4096
-
-Turn = Callable[[int], bool]
 
 
 class GrpcServer:
@@ -38,7 +36,7 @@ class GrpcServer:
         self.open: set[GrpcConnection] = set()
         self.stopping = False
         self.port = 0
-        self._listeners: list[asyncio.Server | TlsListener] = []
+        self._listener: Listener | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(
@@ -49,22 +47,11 @@ class GrpcServer:
     ) -> None:
         """Serve on sockets that listen, over TLS where there is a context, asked for with each connection.
 
-        `turn` is for sockets that are shared with other processes: see TlsListener.
+        `turn` is for sockets that are shared with other processes: see Listener.
         """
-        loop = asyncio.get_running_loop()
-        if context is not None or turn is not None:
-            listener = TlsListener(
-                sockets,
-                self._connection,
-                lambda: context() if context else None,
-                self._room,
-                turn or (lambda more: True),
-            )
-            self._listeners.append(listener)
-        else:
-            for listening in sockets:
-                server = await loop.create_server(self._connection, sock=listening, backlog=BACKLOG)
-                self._listeners.append(server)
+        self._listener = Listener(
+            sockets, self._connection, lambda: context() if context else None, self._room, turn
+        )
         self.port = sockets[0].getsockname()[1]
         self.spawn(self._sweep())
 
@@ -75,16 +62,14 @@ class GrpcServer:
         task.add_done_callback(self._tasks.discard)
 
     async def finish(self) -> None:
-        """Accept no more on shared sockets but what is waiting there."""
-        for listener in self._listeners:
-            if isinstance(listener, TlsListener):
-                await listener.finish()
+        """Accept what is waiting to be accepted, and no more."""
+        if self._listener is not None:
+            await self._listener.finish()
 
     async def stop(self, grace_s: float) -> None:
         """Take no new calls, and finish those under way within the grace time."""
         self.stopping = True
-        for listener in self._listeners:
-            listener.close()
+        await self.finish()
         until = time.monotonic() + grace_s
         while self.open and time.monotonic() < until:
             for connection in list(self.open):

@@ -25,13 +25,13 @@ from .calls import as_error
 from .config import Config, tls_files, to_tables
 from .control import Head, Message, error_head
 from .grpc_server import listen_grpc
+from .listener import listen
 from .process import Process
 from .processes import LOOK_S, Fleet, Plan
 from .recorder import Recorder
 from .rpc import Rpc
 from .run import BACKLOG, announce, cannot_listen, follow, follow_signals
 from .tls import Tls
-from .tls_listener import listen
 from .watch import ConfigWatch
 
 log = logging.getLogger("mserve")

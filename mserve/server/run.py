@@ -33,9 +33,9 @@ from ..wire import tfs_json
 from .app import Server
 from .config import Config, changed, tls_files
 from .grpc_server import GrpcServer, listen_grpc
+from .listener import Listener, listen
 from .logs import begin, set_level
 from .tls import Tls
-from .tls_listener import TlsListener, listen
 from .watch import Change, ConfigWatch
 
 log = logging.getLogger("mserve")
@@ -99,7 +99,7 @@ async def _serve(watch: ConfigWatch) -> None:
     stop, reload = follow_signals()
     files = tls_files(config)
     tls = Tls(files) if files else None
-    listener = await _listen(loop, server, tls)
+    listener = await _listen(server, tls)
     port = listener.sockets[0].getsockname()[1]
     grpc_server = server.grpc()
     if config.server.grpc_port is not None:
@@ -167,17 +167,13 @@ def _take(server: Server, change: Change | None, problem: str) -> None:
     server.config_problem = problem
 
 
-async def _listen(
-    loop: asyncio.AbstractEventLoop, server: Server, tls: Tls | None
-) -> asyncio.Server | TlsListener:
+async def _listen(server: Server, tls: Tls | None) -> Listener:
     config = server.config.server
     try:
-        if tls is None:
-            return await loop.create_server(server.connection, config.host, config.port, backlog=BACKLOG)
         sockets = await listen(config.host, config.port, BACKLOG)
-        return TlsListener(sockets, server.connection, lambda: tls.context, server.peers.room)
     except OSError as error:
         raise cannot_listen(config.host, config.port, error) from error
+    return Listener(sockets, server.connection, lambda: tls.context if tls else None, server.peers.room)
 
 
 def cannot_listen(host: str, port: int, error: OSError) -> EnvironmentProblem:
@@ -200,14 +196,12 @@ async def sweep(server: Server) -> None:
             connection.sweep(now)
 
 
-async def drain(
-    server: Server, listener: asyncio.Server | TlsListener | None, grpc_server: GrpcServer
-) -> None:
+async def drain(server: Server, listener: Listener | None, grpc_server: GrpcServer) -> None:
     """Stop taking connections, finish what was accepted, within the grace time."""
     log.info("stopping: finishing %d connections", len(server.peers.open))
     server.draining = True
     if listener is not None:
-        listener.close()
+        await listener.finish()
     grace = server.config.server.grace
     rpcs = asyncio.get_running_loop().create_task(grpc_server.stop(grace))
     for connection in list(server.peers.open):

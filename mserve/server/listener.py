@@ -1,10 +1,14 @@
-"""The TLS port: connections are accepted here, so that each gets the context of the hour.
+"""Listener: accepts the connections of a port and hands each to a protocol.
 
-A listener of the event loop keeps the one context it began with, and a context can only
-be given more authorities, never fewer: clients of an authority that was taken away would
-be let in until the end, also by the sessions that the old context resumes. And it does not
-tell of a connection before the handshake is over. So this one accepts, counts, and hands
-each connection over together with the context that is in use then.
+The event loop's own listeners accept one connection in each turn of the loop. Under load a
+turn takes milliseconds, clients answer slowness with more connections, and the last of 500
+waited for three seconds. So this one takes all that wait, up to a number in each turn.
+
+With TLS there is more: the loop's listener keeps the one context it began with, and a
+context can only be given more authorities, never fewer: clients of an authority that was
+taken away would be let in until the end, also by the sessions that the old context resumes.
+And it does not tell of a connection before the handshake is over. So connections are counted
+here, and each is handed over together with the context that is in use then.
 """
 
 from __future__ import annotations
@@ -21,15 +25,20 @@ log = logging.getLogger("mserve")
 HANDSHAKE_S = 10.0
 FINISH_S = 1.0
 YIELDS, YIELD_S = 4, 0.001
+# So many connections are taken in a turn of the loop: a flood of them leaves time for the others.
+AT_ONCE = 32
 # How long to wait when the process has no file descriptor left.
 FULL_S = 0.1
 
+Turn = Callable[[int], bool]
 
-class TlsListener:
+
+class Listener:
     """Accepts on `sockets`, which listen and do not block.
 
-    `context()` is asked for each connection; one for which `room(handshakes)`, given how many
-    shake hands now, is False is closed at once. Where `context()` is None there is no TLS.
+    `context()` is asked for each connection; where it is None there is no TLS. With TLS, one for
+    which `room(handshakes)`, given how many shake hands now, is False is closed at once; without,
+    the protocol can say why not.
 
     The sockets may be shared with other processes that accept on them, too: while `turn(handshakes)`
     is False, the next connection is left to them for a moment.
@@ -41,10 +50,10 @@ class TlsListener:
         protocol: Callable[[], asyncio.Protocol],
         context: Callable[[], ssl.SSLContext | None],
         room: Callable[[int], bool],
-        turn: Callable[[int], bool] = lambda more: True,
+        turn: Turn | None = None,
     ) -> None:
         self.sockets = sockets
-        self._turn = turn
+        self._turn = turn or (lambda more: True)
         self._protocol = protocol
         self._context = context
         self._room = room
@@ -52,15 +61,11 @@ class TlsListener:
         loop = asyncio.get_running_loop()
         self._accepting = [loop.create_task(self._accept(s)) for s in sockets]
 
-    def close(self) -> None:
-        """Accept no more; who has not shaken hands yet is cut, connections go on."""
-        for task in (*self._accepting, *self._handshakes):
-            task.cancel()
-        for listening in self.sockets:
-            listening.close()
-
     async def finish(self) -> None:
-        """Accept no more but what is waiting to be accepted, which would be cut with the last socket."""
+        """Accept what is waiting to be accepted, which would be cut with the last socket, and no more.
+
+        Who has not shaken hands soon is cut; connections go on.
+        """
         for task in self._accepting:
             task.cancel()
         await asyncio.gather(*self._accepting, return_exceptions=True)
@@ -71,6 +76,8 @@ class TlsListener:
             listening.close()
         if self._handshakes:
             await asyncio.wait(self._handshakes, timeout=FINISH_S)
+        for task in self._handshakes:
+            task.cancel()
 
     async def _accept(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -86,17 +93,26 @@ class TlsListener:
                 await asyncio.sleep(FULL_S)
                 continue
             self._begin(client)
+            self._accept_waiting(listening)
+
+    def _accept_waiting(self, listening: socket.socket) -> None:
+        # An error is that nobody waits any more, or it meets the next accept, too, and is told there.
+        with suppress(OSError):
+            for _ in range(1, AT_ONCE):
+                if not self._turn(len(self._handshakes)):
+                    break
+                self._begin(listening.accept()[0])
 
     def _begin(self, client: socket.socket) -> None:
-        if not self._room(len(self._handshakes)):
+        context = self._context()
+        if context is not None and not self._room(len(self._handshakes)):
             client.close()
             return
-        task = asyncio.get_running_loop().create_task(self._shake_hands(client))
+        task = asyncio.get_running_loop().create_task(self._hand_over(client, context))
         self._handshakes.add(task)
         task.add_done_callback(self._handshakes.discard)
 
-    async def _shake_hands(self, client: socket.socket) -> None:
-        context = self._context()
+    async def _hand_over(self, client: socket.socket, context: ssl.SSLContext | None) -> None:
         try:
             client.setblocking(False)
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
