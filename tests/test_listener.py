@@ -40,6 +40,7 @@ def test_all_who_come_at_once_are_met_within_a_few_turns_of_the_loop() -> None:
         while Greets.met < CLIENTS and turns < CLIENTS:
             await asyncio.sleep(0)
             turns += 1
+        assert Greets.met == CLIENTS
         assert [client.recv(5) for client in clients] == [b"hello"] * CLIENTS
         await listener.finish()
         for client in clients:
