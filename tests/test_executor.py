@@ -328,6 +328,33 @@ def test_a_tick_may_run_a_share_of_what_it_took_to_read(
     on_loop(work)
 
 
+def test_while_all_workers_are_busy_the_loop_sleeps(
+    lookup: Servable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits is looked at when a worker is free again, not in every turn until then."""
+    looks = 0
+
+    def slow(batch: Batch) -> list[list[np.ndarray]]:
+        time.sleep(0.2)
+        return [[np.zeros((entry.rows, 2), np.float32)] for entry in batch.entries]
+
+    async def work(executor: Executor, front: Front) -> None:
+        nonlocal looks
+        next_batch = executor.batcher.next_batch
+
+        def looked(*args: Any, **kwargs: Any) -> Batch | None:
+            nonlocal looks
+            looks += 1
+            return next_batch(*args, **kwargs)
+
+        monkeypatch.setattr(executor.batcher, "next_batch", looked)
+        await asyncio.gather(*(ask(front, lookup, [[i]]) for i in range(4)))
+
+    monkeypatch.setattr(executor_module, "run_batch", slow)
+    on_loop(work, Limits(max_batch_rows=1))
+    assert looks < 30
+
+
 def test_a_run_that_nobody_waits_for_any_more_is_ended(tmp_path: Path) -> None:
     """Two runs without an end take both workers; when their time is over, others are answered again."""
     mserve.export(endless(), tmp_path / "endless", golden=0)

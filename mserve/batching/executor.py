@@ -155,7 +155,8 @@ class Executor:
         now = time.monotonic_ns()
         tick_ns = now - self._began_ns if self._pumping else 0
         self._pumping = False
-        batcher, left = self.batcher, max(INLINE_TICK_NS, int(INLINE_SHARE * tick_ns))
+        batcher, most = self.batcher, inline_ns(tick_ns)
+        left = most
         room = batcher.inline_room(left)
         while batch := batcher.next_batch(now, free=self._free > 0, room_ns=room, rest_ns=left):
             if batch.inline:
@@ -173,7 +174,7 @@ class Executor:
         if self._running:
             self._make_way()
         if batcher:
-            self._come_back(spent=True)
+            self._come_back(spent=left < most)
 
     def _send(self, batch: Batch) -> None:
         """Hand a batch to the worker threads."""
@@ -294,6 +295,11 @@ class Executor:
                 batch.options.terminate = True  # nobody waits for it, and others wait for its thread
         if not self.idle():
             self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
+
+
+def inline_ns(tick_ns: float) -> int:
+    """How long batches may run on the loop in a tick that took so long to read, in nanoseconds."""
+    return max(INLINE_TICK_NS, int(INLINE_SHARE * tick_ns))
 
 
 def _retry_after_s(wait_ns: float) -> int:

@@ -21,7 +21,7 @@ import numpy as np
 
 from ...batching.batcher import Batcher, Entry, Limits
 from ...batching.entry import Batch
-from ...batching.executor import INLINE_TICK_NS
+from ...batching.executor import inline_ns
 from ...bench.judgement.quantiles import NEVER_NS, Ints, nearest_rank
 from ...bench.load.schedule import Times
 from ...errors import Overloaded
@@ -160,7 +160,7 @@ class _Simulation:
             now = self._sleep(now, self.due[taken] if taken < total else None)
             while self.running and self.running[0][0] <= now:
                 now = self._worker_done(now)
-            first, last = taken, min(total, taken + BURST)
+            first, last, began = taken, min(total, taken + BURST), now + self.half
             while taken < last and self.due[taken] <= now:
                 now += self.half
                 self._add(taken, now)
@@ -169,7 +169,7 @@ class _Simulation:
                 self.timer = None
                 now = self._pump(now)
             elif taken > first:
-                now = self._pump(now)
+                now = self._pump(now, now - began)
         hopeless = self.late_left < 0
         latencies = self.latencies[:taken] if hopeless else self.latencies
         return Outcome(latencies, tuple(self.rows), tuple(self.members), self.refused, hopeless)
@@ -201,9 +201,13 @@ class _Simulation:
         else:
             self.index[id(entry)] = number
 
-    def _pump(self, now: float) -> float:
-        """Close batches while an executor is free for them; returns the time when that is done."""
-        batcher, left, start = self.batcher, INLINE_TICK_NS, int(now)
+    def _pump(self, now: float, tick_ns: float = 0.0) -> float:
+        """Close batches while an executor is free for them, in a tick that took so long until here.
+
+        Returns the time when that is done.
+        """
+        batcher, most, start = self.batcher, inline_ns(tick_ns), int(now)
+        left = most
         room = batcher.inline_room(left)
         while batch := batcher.next_batch(start, free=self.free > 0, room_ns=room, rest_ns=left):
             if batch.inline:
@@ -214,7 +218,7 @@ class _Simulation:
             else:
                 self._send(batch, now)
         if batcher:
-            self._come_back(now, spent=left < INLINE_TICK_NS)
+            self._come_back(now, spent=left < most)
         return now
 
     def _send(self, batch: Batch, now: float) -> None:
