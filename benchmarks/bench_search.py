@@ -1,10 +1,12 @@
-"""Whether searches agree and tell the truth: `python benchmarks/bench_search.py [SEARCHES] [SECONDS]`.
+"""Whether searches agree and tell the truth: `python benchmarks/bench_search.py [SEARCHES] [SECONDS] [SLO]`.
 
 Serves the quickstart's model, searches five times for the highest rate that meets the
 objectives, each time with other arrivals, and then offers the lowest and the median of the
 rates for 60 s. Expected: the rates agree within 10 %, and what was found holds. A machine may
 itself be a quarter slower a minute later, so each rate is also given as a share of what wrk
 found with a closed loop before and after the search; by that share the searches are judged.
+The objective should lie above what the machine's own pauses cost (a busy loop for 5 s prints
+the longest): below that, a search measures how many of them fall into it.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from serving_tools import Server, serving
 import mserve
 
 MODEL = Path(__file__).resolve().parent.parent / "samples" / "digits" / "digits.onnx"
-SLO = "p99=20ms"
+SLO = "p99=100ms"
 AGREE = 0.10
 CONNECTIONS, WRK_S = 16, 3.0
 
@@ -39,8 +41,9 @@ def bench(*arguments: object) -> tuple[int, dict[str, Any]]:
     return done.returncode, json.loads(done.stdout)
 
 
-def main(searches: int, seconds: float) -> None:
+def main(searches: int, seconds: float, slo: str) -> None:
     """Search, compare, hold."""
+    print(f"{slo}; the machine's longest pause of 5 s: {longest_pause() * 1e3:.0f} ms", flush=True)
     with tempfile.TemporaryDirectory() as name:
         mserve.export(MODEL, Path(name) / "digits")
         with serving(str(Path(name) / "digits")) as server:
@@ -48,7 +51,7 @@ def main(searches: int, seconds: float) -> None:
             script = asking(Path(name))
             rates, speeds, shares = [], [speed(server, script)], []
             for seed in range(1, searches + 1):
-                rates.append(search(url, seed))
+                rates.append(search(url, seed, slo))
                 speeds.append(speed(server, script))
                 shares.append(rates[-1] / statistics.mean(speeds[-2:]))
                 print(f"  {shares[-1]:.3f} of wrk's {speeds[-2]:,.0f} and {speeds[-1]:,.0f}/s", flush=True)
@@ -61,7 +64,17 @@ def main(searches: int, seconds: float) -> None:
                 flush=True,
             )
             for rate in sorted({min(rates), middle}):
-                hold(url, rate, seconds)
+                hold(url, rate, seconds, slo)
+
+
+def longest_pause(seconds: float = 5.0) -> float:
+    """The longest time in seconds for which a busy loop was not run."""
+    last = time.perf_counter()
+    end, longest = last + seconds, 0.0
+    while last < end:
+        now = time.perf_counter()
+        longest, last = max(longest, now - last), now
+    return longest
 
 
 def asking(folder: Path) -> Path:
@@ -77,10 +90,10 @@ def speed(server: Server, script: Path) -> float:
     return wrk(server.process.pid, server.port, script, CONNECTIONS, WRK_S).rate
 
 
-def search(url: str, seed: int) -> float:
+def search(url: str, seed: int, slo: str) -> float:
     """One search; returns its rate, or ends the program where it found none."""
     began = time.perf_counter()
-    _, document = bench(url, "--qps", "--slo", SLO, "--seed", seed)
+    _, document = bench(url, "--qps", "--slo", slo, "--seed", seed)
     found = document["search"]
     took = time.perf_counter() - began
     print(f"seed {seed}: {found['rate']}/s, {len(found['probes'])} probes, {took:.0f} s; {found['limit']}")
@@ -91,9 +104,9 @@ def search(url: str, seed: int) -> float:
     return float(found["rate"])
 
 
-def hold(url: str, rate: float, seconds: float) -> None:
+def hold(url: str, rate: float, seconds: float, slo: str) -> None:
     """Offer a found rate for long."""
-    code, document = bench(url, "--qps", rate, "--slo", SLO, "--duration", seconds, "--seed", 99)
+    code, document = bench(url, "--qps", rate, "--slo", slo, "--duration", seconds, "--seed", 99)
     [report] = document["reports"]
     by_p = {p["p"]: p["value_ms"] for p in (report["latency"] or {"percentiles": []})["percentiles"]}
     tail = f", p99 {by_p[0.99]:.2f} ms" if by_p.get(0.99) else ""
@@ -101,4 +114,5 @@ def hold(url: str, rate: float, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5, float(sys.argv[2]) if len(sys.argv) > 2 else 60.0)
+    given = dict(enumerate(sys.argv))
+    main(int(given.get(1, 5)), float(given.get(2, 60)), given.get(3, SLO))
