@@ -27,7 +27,7 @@ from serving_tools import Server, serving
 import mserve
 
 MODEL = Path(__file__).resolve().parent.parent / "samples" / "digits" / "digits.onnx"
-SLO = "p99=100ms"
+SLO = "p99=20ms"
 AGREE = 0.10
 CONNECTIONS, WRK_S = 16, 3.0
 

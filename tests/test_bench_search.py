@@ -29,7 +29,7 @@ def search(measure: Measure, start: float = 100.0, cap: float = 1e6) -> Search:
 def capacity(limit: float) -> Measure:
     """Passes up to a rate, fails above."""
 
-    async def measure(rate: float, length: float) -> Probe:
+    async def measure(rate: float) -> Probe:
         return Probe(rate, PASS if rate <= limit else FAIL, "" if rate <= limit else "too slow")
 
     return measure
@@ -58,7 +58,7 @@ def test_the_capacity_is_found_within_five_percent(limit: float, start: float, w
 def test_noise_moves_the_result_by_little(seed: int) -> None:
     rng = random.Random(seed)
 
-    async def noisy(rate: float, length: float) -> Probe:
+    async def noisy(rate: float) -> Probe:
         return Probe(rate, PASS if rate <= 1000 * rng.uniform(0.9, 1.1) else FAIL, "missed")
 
     found = search(noisy)
@@ -70,7 +70,7 @@ def test_a_lucky_pass_is_not_believed() -> None:
     """A rate that passes once and never again is lowered until it passes a second time."""
     lucky: set[float] = set()
 
-    async def measure(rate: float, length: float) -> Probe:
+    async def measure(rate: float) -> Probe:
         passed = rate <= 1000 or rate not in lucky
         lucky.add(rate)
         return Probe(rate, PASS if passed and rate <= 1100 else FAIL, "missed")
@@ -96,7 +96,7 @@ def test_an_objective_that_is_always_met_ends_at_the_cap() -> None:
 
 @pytest.mark.parametrize("at", [0, 1, 4])
 def test_a_fatal_probe_ends_the_search(at: int) -> None:
-    async def measure(rate: float, length: float) -> Probe:
+    async def measure(rate: float) -> Probe:
         fatal = len(probes) == at
         probes.append(rate)
         return Probe(rate, FAIL if fatal else PASS, "the server is gone", fatal)
@@ -275,11 +275,11 @@ class Simulated:
             i += size
         return (np.array(latency[200:]) * 1e9).astype(np.int64)
 
-    async def measure(self, rate: float, length: float) -> Probe:
+    async def measure(self, rate: float) -> Probe:
         slo = parse([f"p99={self.limit_s * 1e3:.6f}ms"])
         total = Tally(0, 0, (Slow(),))
         for look in range(3):
-            series = self.p99_of(rate, int(length * 6000) << max(0, look - 1))
+            series = self.p99_of(rate, 6000 << max(0, look - 1))
             if grows_throughout(series):
                 return Probe(rate, FAIL, "unstable")
             total += tally(slo, series, 0, len(series))
@@ -320,7 +320,7 @@ def test_a_latency_that_falls_with_the_rate_does_not_stop_the_search() -> None:
 def test_the_steps_of_a_search_are_told() -> None:
     found = search(capacity(1000.0), 500.0)
     assert found.steps[0] == "sweep"
-    assert found.steps[-3:] == ["confirm", "confirm", "above"]
+    assert found.steps[-5:] == ["confirm", "confirm", "confirm", "above", "above"]
     assert not found.probes[-1].passed
     document = found.to_json()
     assert document["rate"] == found.rate
@@ -328,7 +328,7 @@ def test_the_steps_of_a_search_are_told() -> None:
 
 
 def test_an_inconclusive_probe_counts_as_failed() -> None:
-    async def measure(rate: float, length: float) -> Probe:
+    async def measure(rate: float) -> Probe:
         return Probe(rate, PASS if rate <= 1000 else INCONCLUSIVE, "too few")
 
     found = search(measure)

@@ -28,7 +28,7 @@ Qps = Annotated[
     typer.Option(
         metavar="[RATE|LO:HI:STEP]",
         help="Open loop: a rate, a sweep of rates, or, without a value, "
-        "the search for the highest rate that meets the objectives (three or four minutes).",
+        "the search for the highest rate that meets the objectives (a minute or two).",
         rich_help_panel=LOAD,
     ),
 ]

@@ -5,13 +5,10 @@
                about higher rates, and bisection alone could stop at the first of them
     bracket    from the highest rate that passed upwards until one fails, or downwards
     bisect     on a logarithmic scale, until the two ends are close
-    confirm    the rate must pass twice more, in probes six times as long, and the next one above
-               must fail in one such: a pass can be luck, and a search looks for lucky passes
+    confirm    the rate must pass three times more, and the next one above must fail twice: a
+               pass can be luck, and a search looks for lucky passes; so can a failure be bad luck
 
-A short probe near the limit is a lottery: one pause of the machine for 25 ms takes half a
-second to be worked off at three quarters of the load, which is more than a hundredth of a
-probe of two seconds and less than a hundredth of a minute. Short probes find the place, long
-ones decide. A probe passes, fails, or is inconclusive, which counts as failed. Confirmation moves both
+A probe passes, fails, or is inconclusive, which counts as failed. Confirmation moves both
 ways: a rate that fails again is lowered, each time by a larger step, and where the rate
 above passes the search goes on from there, until a confirmed rate has a failure above it.
 """
@@ -29,9 +26,8 @@ TOLERANCE = 0.03
 ABOVE = 1.05
 RATE_MIN = 0.1
 PROBES_MAX = 60
-CONFIRMATIONS = 2
-# How long a probe is that finds the place, and one that decides.
-SHORT, LONG = 1.0, 6.0
+CONFIRMATIONS = 3
+CHANCES = 2
 CLIMBS_MAX = 4
 # Parts of the first guess; the guess is what a closed loop reached, halved.
 SWEEP = (0.25, 0.5, 0.8, 1.2, 1.6, 2.0)
@@ -85,8 +81,7 @@ class Search:
         return at[-1] if at else None
 
 
-# Measures a rate, in a probe so many times as long as usual.
-Measure = Callable[[float, float], Awaitable[Probe]]
+Measure = Callable[[float], Awaitable[Probe]]
 
 
 async def find(
@@ -168,21 +163,27 @@ class _Seeker:
                 if rate >= self.cap or climbs == CLIMBS_MAX or not self.alive():
                     return
                 rate, climbs = min(self.cap, higher), climbs + 1
-                if not await self._try(rate, "above", LONG):
+                if not await self._passes_once(rate):
                     return
             elif self.search.rate is not None:
                 return  # the rate above held once, and not again: the confirmed one stands
             else:
                 rate, step = round_rate(rate / (1 + step)), 1.5 * step
 
+    async def _passes_once(self, rate: float) -> bool:
+        for _ in range(CHANCES):
+            if self.alive() and await self._try(rate, "above"):
+                return True
+        return False
+
     async def _holds(self, rate: float) -> bool:
         for _ in range(CONFIRMATIONS):
-            if not self.alive() or not await self._try(rate, "confirm", LONG):
+            if not self.alive() or not await self._try(rate, "confirm"):
                 return False
         return True
 
-    async def _try(self, rate: float, step: str, length: float = SHORT) -> bool:
-        probe = await self.measure(rate, length)
+    async def _try(self, rate: float, step: str) -> bool:
+        probe = await self.measure(rate)
         self.search.probes.append(probe)
         self.search.steps.append(step)
         if not probe.passed:

@@ -315,13 +315,13 @@ class Session:
                 hint=f"choose a lower percentile, or --duration {needed_s:.0f}",
             )
 
-    async def _probe(self, rate: float, length: float) -> Probe:
-        """Measure one rate, `length` times as long as the objectives need; longer while undecided."""
+    async def _probe(self, rate: float) -> Probe:
+        """Measure one rate, for as long as the objectives need; longer while they are undecided."""
         slo = self.slo
         assert slo is not None
         looks: list[Tally] = []
         for part in (1.0, *EXTENSIONS):
-            report = await self._look(self._probe_load(rate, part * length), looks)
+            report = await self._look(self._probe_load(rate, part), looks)
             if report.verdict.code != Verdict.INCONCLUSIVE:
                 break
             looks.append(total_of(slo, report.seen.phase))
