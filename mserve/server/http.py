@@ -152,9 +152,9 @@ class Connection(asyncio.Protocol):
             known = self._memo.find(data[at:end]) if end > 3 else None
             if known is None:
                 break
-            head, request_id, trace = known
-            stop = end + head.length
-            if stop > len(data) or head.length > peers.body_max or not peers.takes(head.length):
+            head, length, request_id, trace = known
+            stop = end + length
+            if stop > len(data) or length > peers.body_max or not peers.takes(length):
                 break
             body, at = data[end:stop], stop
             now = left > 0 and not self._parked and self._unread_since is None

@@ -89,7 +89,7 @@ class RestExpress(Express):
     ) -> None:
         super().__init__(lane.calls, lane.model, servable, connection.quiet_ns)
         self.lane, self.connection, self.body = lane, connection, body
-        self.head, self.request_id, self.traceparent = known
+        self.head, _, self.request_id, self.traceparent = known
         self.dropped = False
         self.response: Response | bytes | None = None
         self.echo = b""

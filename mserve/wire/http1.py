@@ -2,9 +2,10 @@
 
 A client sends nearly the same head with every request. HeadMemo keeps the heads of one
 connection that llhttp has read, by their bytes, so that the same bytes are read once.
-What a client changes from request to request, its id and its place in a trace, is cut
-out first. A memo must never know more than llhttp does; so it keeps only heads of the
-plainest kind (see `_is_plain`), and the lines that it cuts out must be plain as well.
+What a client, or a proxy, changes from request to request is cut out first: the body's
+length, its id, its place in a trace. A memo must never know more than llhttp does; so it keeps only
+heads of the plainest kind (see `_is_plain`), and the lines that it cuts out must be plain
+as well.
 Everything else goes the long way.
 """
 
@@ -27,19 +28,28 @@ TEXT = "text/plain; charset=utf-8"
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 MEMO_HEADS = 4
 MEMO_HEAD_BYTES = 4 << 10
+LENGTH_DIGITS = 18
+CONTENT_LENGTH = b"content-length"
 REQUEST_ID = b"x-request-id"
 TRACEPARENT = b"traceparent"
 TIMEOUT_HEADER = b"mserve-timeout-ms"
 # Envoy and Istio tell how long they will wait by this one.
 TIMEOUT_HEADERS = (TIMEOUT_HEADER, b"x-envoy-expected-rq-timeout-ms")
-_CUT = (REQUEST_ID, TRACEPARENT)
+# What proxies and tracers add to each request anew, and the server does not read.
+_UNREAD = (
+    *(b"tracestate", b"baggage", b"x-forwarded-for", b"x-real-ip", b"date"),
+    *(b"x-b3-traceid", b"x-b3-spanid", b"x-b3-parentspanid", b"b3", b"uber-trace-id"),
+    *(b"x-amzn-trace-id", b"x-cloud-trace-context", b"sentry-trace"),
+    *(b"x-datadog-trace-id", b"x-datadog-parent-id", b"x-datadog-tags"),
+)
+_CUT = (CONTENT_LENGTH, REQUEST_ID, TRACEPARENT, *_UNREAD)
 _UNUSUAL = (b"transfer-encoding", b"expect", b"upgrade")
 
 
 @dataclass(slots=True)
 class Head:
     """What the head of a request says. Header names are lower case; of a doubled header the last
-    value stands (a doubled Authorization does not get here). `length` is that of the body;
+    value stands (a doubled Authorization does not get here).
     `coded` and `timed` tell whether it has a Content-Encoding, and how long the client waits.
     `begin` is what the server does with such a request, and `lane` a shorter way of doing so,
     once that is known.
@@ -50,7 +60,6 @@ class Head:
     headers: Mapping[bytes, bytes]
     keep_alive: bool = True
     path: bytes = b""
-    length: int = 0
     coded: bool = False
     timed: bool = False
     begin: Any = None
@@ -58,14 +67,12 @@ class Head:
 
     def __post_init__(self) -> None:
         self.path = self.target.split(b"?", 1)[0]
-        length = self.headers.get(b"content-length", b"")
-        self.length = int(length) if length.isdigit() else 0
         self.coded = b"content-encoding" in self.headers
         self.timed = any(name in self.headers for name in TIMEOUT_HEADERS)
 
 
-# A head that is known, and its request's id and traceparent; "" where it has none.
-Known = tuple[Head, str, str]
+# A head that is known, and its request's own: the body's length, id and traceparent, "" where it has none.
+Known = tuple[Head, int, str, str]
 
 
 class HeadMemo:
@@ -74,29 +81,43 @@ class HeadMemo:
     def __init__(self) -> None:
         self._heads: dict[bytes, Head] = {}
         # How this client writes the lines that are cut out, up to their values, if it does.
-        self._lines = dict.fromkeys(_CUT, b"")
+        self._lines: dict[bytes, bytes] = {}
+        self._length = self._request_id = self._trace = b""
+        self._unread: tuple[bytes, ...] = ()
 
     def find(self, raw: bytes) -> Known | None:
         """The head with these bytes; None if unknown."""
+        if not self._heads:
+            return None
         request_id = trace = ""
-        if line := self._lines[REQUEST_ID]:
-            raw, request_id = _cut(raw, line)
-        if line := self._lines[TRACEPARENT]:
-            raw, trace = _cut(raw, line)
+        raw, length = _cut(raw, self._length)
+        if not length.isdigit() or len(length) > LENGTH_DIGITS:
+            return None
+        if self._request_id:
+            raw, request_id = _cut(raw, self._request_id)
+        if self._trace:
+            raw, trace = _cut(raw, self._trace)
+        for line in self._unread:
+            raw, _ = _cut(raw, line)
         head = self._heads.get(raw)
-        return None if head is None else (head, request_id, trace)
+        return None if head is None else (head, int(length), request_id, trace)
 
     def learn(self, raw: bytes, head: Head) -> None:
         """Keep a head that llhttp has read from these bytes, if it is of the plain kind."""
         if not _is_plain(raw, head):
             return
-        for name in _CUT:
+        lines = {}
+        for name in [name for name in _CUT if name in head.headers]:
             small = raw.lower()
-            line = _line(raw, small, name)
-            raw, value = _cut(raw, line) if line else (raw, "")
-            if small.count(b"\n%b:" % name) != bool(value):
+            lines[name] = _line(raw, small, name)
+            raw, value = _cut(raw, lines[name])
+            if not value or small.count(b"\n%b:" % name) != 1:
                 return  # it stands there twice, or in a way that is not cut out
-            self._lines[name] = line
+        self._lines |= lines
+        found = self._lines.get
+        self._length, self._request_id = found(CONTENT_LENGTH, b""), found(REQUEST_ID, b"")
+        self._trace = found(TRACEPARENT, b"")
+        self._unread = tuple(self._lines[name] for name in _UNREAD if name in self._lines)
         if len(self._heads) >= MEMO_HEADS:
             self._heads.clear()
         headers = {name: value for name, value in head.headers.items() if name not in _CUT}
@@ -113,15 +134,18 @@ def _is_plain(raw: bytes, head: Head) -> bool:
         return False
     if b"\r\n " in raw or b"\r\n\t" in raw or raw.count(b"\n") != raw.count(b"\r\n"):
         return False
-    if raw.lower().count(b"\ncontent-length:") != 1 or not head.headers.get(b"content-length", b"").isdigit():
+    if not head.headers.get(CONTENT_LENGTH, b"").isdigit():
         return False
     return not any(name in head.headers for name in _UNUSUAL)
 
 
 def _line(raw: bytes, small: bytes, name: bytes) -> bytes:
-    """The end of one line and what the next, of a header, begins with; `small` is `raw` in lower case."""
-    at = small.find(b"\r\n%b: " % name)
-    return raw[at : at + len(name) + 4] if at >= 0 else b""
+    """The end of one line and what the next, of a header that is there, begins with; `small` is `raw`
+    in lower case.
+    """
+    at = small.find(b"\r\n%b:" % name)
+    end = at + len(name) + 3
+    return raw[at : end + (raw[end : end + 1] == b" ")]
 
 
 def _cut(raw: bytes, line: bytes) -> tuple[bytes, str]:
