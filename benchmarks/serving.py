@@ -26,11 +26,11 @@ from serving_heavy import heavy, ranking
 from serving_load import adopt_orphans
 from serving_peers import PEERS, peers
 from serving_report import Report, machine
-from serving_small import Setting, batching, ids, openloop, small
+from serving_small import Setting, batching, ids, lengths, openloop, small
 
 SECTIONS: dict[str, tuple[Callable[[Setting], None], ...]] = {
     "small": (small,),
-    "ids": (ids, grpc_ids),
+    "ids": (ids, lengths, grpc_ids),
     "grpc": (grpc,),
     "openloop": (openloop,),
     "peers": (peers,),

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from serving_load import (
     Request,
     checked,
     constant_script,
+    cycling_script,
     front,
     printed_port,
     script_with_ids,
@@ -37,6 +38,7 @@ HERE = Path(__file__).resolve().parent
 # What mserve is to reach of the bare front's rate, by request and connections.
 SHARES = {("binary", 16): 0.35, ("binary", 64): 0.45, ("JSON", 64): 0.25}
 P99_OF_MEDIAN, WITH_IDS, OPEN_P99_MS, OPEN_SHARE, BATCHING = 2.5, 0.7, 3.0, 0.6, 2.5
+LENGTHS = 32
 
 
 @dataclass
@@ -154,6 +156,30 @@ def ids(setting: Setting) -> None:
                     for a, b in zip(loads["unique"], loads["same"], strict=True)
                 ]
                 report.figure(f"{what}: the same, per server CPU second", work_ratio, "")
+
+
+def lengths(setting: Setting) -> None:
+    """JSON whose bodies differ in length, as numbers written as text do, against bodies of one length."""
+    report, work = setting.report, setting.work
+    report.begin("lengths", f"{LENGTHS} lengths of body, in turn, against always the same length")
+    request = small_requests()["JSON"]
+    scripts = {
+        name: cycling_script(
+            work, name, [replace(request, body=request.body + b" " * (i * step)) for i in range(LENGTHS)]
+        )
+        for name, step in (("one length", 0), ("all lengths", 1))
+    }
+    with serving_mlp(work) as ours:
+        for connections in (16, 64):
+            arms = {
+                name: partial(wrk, ours.process.pid, ours.port, script, connections)
+                for name, script in scripts.items()
+            }
+            loads = interleaved(arms, setting.rounds, setting.seconds)
+            for name in arms:
+                report.loads(f"JSON c{connections} {name}", loads[name])
+            share = ratios(loads["all lengths"], loads["one length"])
+            report.bar(f"JSON c{connections}: all lengths / one length", share, ">=", WITH_IDS)
 
 
 def openloop(setting: Setting) -> None:
