@@ -163,11 +163,13 @@ def lengths(setting: Setting) -> None:
     report, work = setting.report, setting.work
     report.begin("lengths", f"{LENGTHS} lengths of body, in turn, against always the same length")
     request = small_requests()["JSON"]
+    bodies = {
+        "one length": [b" " * i + request.body + b" " * (LENGTHS - 1 - i) for i in range(LENGTHS)],
+        "all lengths": [request.body + b" " * i for i in range(LENGTHS)],
+    }
     scripts = {
-        name: cycling_script(
-            work, name, [replace(request, body=request.body + b" " * (i * step)) for i in range(LENGTHS)]
-        )
-        for name, step in (("one length", 0), ("all lengths", 1))
+        name: cycling_script(work, name, [replace(request, body=body) for body in same])
+        for name, same in bodies.items()
     }
     with serving_mlp(work) as ours:
         for connections in (16, 64):
