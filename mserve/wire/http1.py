@@ -5,8 +5,7 @@ connection that llhttp has read, by their bytes, so that the same bytes are read
 What a client, or a proxy, changes from request to request is cut out first: the body's
 length, its id, its place in a trace. A memo must never know more than llhttp does; so it keeps only
 heads of the plainest kind (see `_is_plain`), and the lines that it cuts out must be plain
-as well.
-Everything else goes the long way.
+as well. Everything else goes the long way.
 """
 
 from __future__ import annotations
@@ -127,7 +126,7 @@ class HeadMemo:
 def _is_plain(raw: bytes, head: Head) -> bool:
     """Whether nothing but the bytes of the head tells where the request ends and what is behind it.
 
-    One body length, no other framing, lines that end in CRLF and go on in no other, and a
+    A body length, no other framing, lines that end in CRLF and go on in no other, and a
     connection that stays open.
     """
     if len(raw) > MEMO_HEAD_BYTES or not raw[:1].isalpha() or not head.keep_alive:
